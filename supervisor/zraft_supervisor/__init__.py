@@ -1,0 +1,1 @@
+"""The supervisor: spawns, watches, breaks and repairs the nodes of a cluster."""

@@ -1,0 +1,1 @@
+"""Clients of a cluster: requests to nodes, control of clusters."""

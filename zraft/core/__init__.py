@@ -1,0 +1,1 @@
+"""Pure Raft: no clock, socket, file, thread, logger or global randomness."""

@@ -1,0 +1,1 @@
+"""Replicated state machines: the contract and the key-value store."""

@@ -1,0 +1,1 @@
+"""One zraft node: one process, one poll loop."""

@@ -1,0 +1,1 @@
+"""Simulation and checking, shipped because users need them too."""

@@ -1,0 +1,1 @@
+"""ZeroMQ sockets between peers, and the fault rules that act on them."""
