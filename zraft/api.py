@@ -1,0 +1,201 @@
+"""What clients and operators say to a node, and what it answers: values, no bytes.
+
+Client requests and replies are positional tuples, encoded by `zraft.wire` (MessagePack). Control
+requests and replies are tagged msgspec structs, encoded as JSON on a local socket: there, being
+readable matters more than being fast.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import NamedTuple
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+CONTROL_VERSION = 1
+
+
+class Consistency(IntEnum):
+    """What a request may see. `WRITE` is a command and goes through the log."""
+
+    WRITE = 0
+    LINEARIZABLE = 1  # ReadIndex (thesis §6.4)
+    LEASE = 2  # trusts clocks; its place is reserved
+    STALE = 3  # any node, as of its applied index
+
+
+class Flag(IntFlag):
+    """Bits of a request's `flags`."""
+
+    NONE = 0
+    FORWARDED = 1  # a node passed it on; it is never passed on twice
+    BARRIER = 2  # a write that changes nothing: it is answered once it is applied
+
+
+class Code(IntEnum):
+    """How a request ended. Only `UNKNOWN` may have been applied without anyone knowing."""
+
+    OK = 0
+    UNAVAILABLE = 1  # not applied: no leader in time, or the entry was replaced by another
+    NOT_LEADER = 2  # not applied: ask the leader that is hinted at
+    BUSY = 3  # not applied: too many requests wait
+    UNKNOWN = 4  # may be applied
+    INVALID = 5  # the state machine refused it; that refusal is replicated
+    TOO_LARGE = 6  # not applied
+    UNSUPPORTED = 7  # not applied: this node does not know how
+
+
+class Request(NamedTuple):
+    """One client request. `deadline_ms` is how long the answer is still wanted, from now."""
+
+    request_id: int
+    session: int
+    sequence: int
+    ack_below: int
+    deadline_ms: int
+    consistency: int
+    flags: int
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """The answer to one request.
+
+    `index` is that of the entry that was applied (writes) or of the state that was read (reads), 0
+    when there is none; `leader` is a member id to ask instead, 0 when none is known. `body` is the
+    state machine's result, or UTF-8 text that says why not.
+    """
+
+    request_id: int
+    code: int
+    member_id: int
+    term: int
+    index: int
+    leader: int
+    body: bytes
+
+
+class Whoami(msgspec.Struct, tag="whoami", frozen=True):
+    """Who is it that holds this socket?"""
+
+
+class GetStatus(msgspec.Struct, tag="status", frozen=True):
+    """Everything `cluster status` shows of one node."""
+
+
+class Stop(msgspec.Struct, tag="stop", frozen=True):
+    """Stop in order: give up leadership, answer what can be answered, sync, close, exit 0."""
+
+
+class Campaign(msgspec.Struct, tag="campaign", frozen=True):
+    """Stand for election now, without a pre-vote."""
+
+
+class StepDown(msgspec.Struct, tag="step-down", frozen=True):
+    """Give up leadership now; a follower answers with an error."""
+
+
+class Block(msgspec.Struct, tag="block", frozen=True):
+    """Block the loop for `ms` milliseconds (at most 10,000): a stall on purpose."""
+
+    ms: int
+
+
+class Isolate(msgspec.Struct, tag="isolate", frozen=True):
+    """Drop everything to and from `peers` (names); an empty list means all peers."""
+
+    peers: list[str] = []
+    for_ms: int | None = None
+
+
+class Heal(msgspec.Struct, tag="heal", frozen=True):
+    """Remove every network fault of this node."""
+
+
+NodeRequest = Whoami | GetStatus | Stop | Campaign | StepDown | Block | Isolate | Heal
+
+
+class ControlDone(msgspec.Struct, tag="done", frozen=True):
+    """It was done; `message` says what, for people."""
+
+    message: str = ""
+
+
+class ControlFailure(msgspec.Struct, tag="error", frozen=True):
+    """It was not done. The parts of a `ZraftError`."""
+
+    code: str
+    message: str
+    why: str = ""
+    try_: list[str] = msgspec.field(default_factory=list, name="try")
+    exit_code: int = 2
+
+
+class WhoamiReply(msgspec.Struct, tag="whoami-reply", frozen=True):
+    """Identity of a running node."""
+
+    version: str
+    control_version: int
+    cluster: str
+    cluster_id: str
+    name: str
+    member_id: str
+    incarnation: int
+    pid: int
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What a node knows of a peer; match, next and state only on a leader."""
+
+    name: str
+    connected: bool
+    contact_ms: int | None = None
+    state: str | None = None
+    match_index: int | None = None
+    next_index: int | None = None
+    inflight: int | None = None
+
+
+class FaultStatus(msgspec.Struct, frozen=True):
+    """An active network fault of a node."""
+
+    kind: str
+    peers: list[str]
+    hits: int
+    left_ms: int | None
+
+
+class NodeStatus(msgspec.Struct, tag="status-reply", frozen=True):
+    """One node's own view. Times in ms; `*_mono_ns` are CLOCK_MONOTONIC of the host."""
+
+    name: str
+    member_id: str
+    cluster_id: str
+    pid: int
+    incarnation: int
+    version: str
+    role: str
+    term: int
+    voted_for: str | None
+    leader: str | None
+    commit: int
+    applied: int
+    last_index: int
+    last_term: int
+    persisted_index: int
+    timer_ms: int | None  # until the election timeout; None on a leader
+    last_contact_ms: int | None  # since the leader was heard; None when never or on a leader
+    uptime_ms: int
+    state_hash: str | None
+    revision: int | None
+    leader_since_mono_ns: int | None
+    election_started_mono_ns: int | None  # first pre-vote of the last attempt that it won
+    waiting: int
+    parked: int
+    peers: list[PeerStatus]
+    faults: list[FaultStatus]
+    counters: dict[str, int]
+
+
+NodeReply = ControlDone | ControlFailure | WhoamiReply | NodeStatus

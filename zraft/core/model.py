@@ -1,0 +1,143 @@
+"""The values that Raft is made of: ids, entries, the hard state, the configuration.
+
+Batches are columns, not rows. A run of log entries is one `Entries` value with two parallel lists,
+terms and payloads, so that the hot path moves slices of lists and makes no object per entry. A
+payload is the entry encoded once, by the leader that proposed it (`EntryCodec`); the same bytes go
+into every AppendEntries and into every WAL. The core never looks into a payload.
+
+An index counts from 1; index 0 with term 0 stands before the first entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, IntEnum
+from typing import NamedTuple, Protocol
+
+MemberId = int
+"""A member: 64 random bits, made together with its data directory; 0 means nobody."""
+
+NOBODY: MemberId = 0
+
+
+class Role(Enum):
+    """What a node is at the moment (Raft §5.1; pre-candidate: thesis §9.6)."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class EntryType(IntEnum):
+    """What an entry of the log is for. The numbers are on disk and on the wire."""
+
+    COMMAND = 1  # opaque bytes for the state machine
+    NOOP = 2  # the first entry of each term (thesis §6.4)
+    CONFIG = 3  # a configuration; its place is reserved
+    SESSION = 4  # a client session is opened or expired; its place is reserved
+    BARRIER = 5  # goes through the log and changes nothing
+
+
+class EntryId(NamedTuple):
+    """Index and term of an entry travel together: they name it uniquely (Log Matching)."""
+
+    index: int
+    term: int
+
+
+class Entries(NamedTuple):
+    """A run of entries without gaps: `terms[i]` and `payloads[i]` belong to `first_index + i`.
+
+    Never mutated once made. `len(e.terms) == len(e.payloads)`; both may be empty, and then
+    `last_index == first_index - 1`.
+    """
+
+    first_index: int
+    terms: list[int]
+    payloads: list[bytes]
+
+    @property
+    def last_index(self) -> int:
+        """Index of the last entry, `first_index - 1` when there is none."""
+        return self.first_index + len(self.terms) - 1
+
+
+class Command(NamedTuple):
+    """What a client wants in the log; the entry's header fields (thesis §6.3) and its body.
+
+    `session` 0 means no session; `ack_below` and `sequence` are then 0.
+    """
+
+    body: bytes
+    type: EntryType = EntryType.COMMAND
+    session: int = 0
+    sequence: int = 0
+    ack_below: int = 0
+
+
+class EntryCodec(Protocol):
+    """Makes payloads; injected, because the core imports no codec."""
+
+    def encode(self, command: Command, *, term: int, log_time_ms: int) -> bytes:
+        """Return the payload `[type, term, log_time_ms, session, sequence, ack_below, body]`."""
+        ...
+
+    def log_time_ms(self, payload: bytes) -> int:
+        """Return the log time that a payload carries."""
+        ...
+
+
+class HardState(NamedTuple):
+    """What must be durable before any answer leaves (Raft Fig. 2, "Persistent state")."""
+
+    term: int = 0
+    voted_for: MemberId = NOBODY
+
+
+class Configuration(NamedTuple):
+    """The members that vote, sorted. `index` is the entry that holds it; 0 = made by `up`."""
+
+    voters: tuple[MemberId, ...]
+    index: int = 0
+
+
+class Settings(NamedTuple):
+    """Raft's knobs, all times in milliseconds, sizes in bytes.
+
+    Rules, checked by `Raft`: `1 <= election_min_ms <= election_max_ms` and
+    `heartbeat_ms <= election_min_ms / 2`.
+    """
+
+    election_min_ms: int = 150
+    election_max_ms: int = 300
+    heartbeat_ms: int = 50
+    pre_vote: bool = True
+    check_quorum: bool = True
+    disconnect_hint: bool = True
+    max_inflight_messages: int = 64
+    max_inflight_bytes: int = 1 << 20
+    max_batch_bytes: int = 256 << 10
+    apply_batch_entries: int = 1000
+    apply_batch_bytes: int = 1 << 20
+
+
+class Recovered(NamedTuple):
+    """What a node knows after it read its disk; the log starts at index 1 or after a snapshot."""
+
+    hard_state: HardState
+    configuration: Configuration
+    entries: Entries
+
+
+class Random(Protocol):
+    """The injected generator: `random.Random` fits. Draws through `random()` only."""
+
+    def random(self) -> float:
+        """Return a float in [0, 1)."""
+        ...
+
+
+def quorum_size(voters: Sequence[MemberId]) -> int:
+    """Return how many voters make a majority: n // 2 + 1."""
+    return len(voters) // 2 + 1

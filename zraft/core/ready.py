@@ -1,0 +1,59 @@
+"""`Ready`: the whole contract between the core and the process that runs it.
+
+The process asks `raft.ready()` until it returns None, and does for each Ready, in this order:
+
+1. Send `messages`. They may leave before the disk write because they promise nothing that is not
+   durable: the term they carry is. (Followers' disks start while ours works, thesis §10.2.1.)
+2. If `must_persist`: write `hard_state` and `entries`, then sync **once**. If that fails the process
+   stops; it does not retry, and it says nothing.
+3. Send `messages_after_persist`: requests for votes and every reply. Durable, then spoken.
+4. Apply `committed` to the state machine, when it pleases, in order; report with
+   `raft.on_applied(index)`. The next run of committed entries comes only after that, so that a node
+   that has much to apply answers votes and heartbeats in between.
+5. Answer `reads` once `applied_index` has reached their index; give `aborted_reads` another try, or
+   up. Proposals of term `aborted_term` are undecided until an entry with their index is committed:
+   the same term means yes, another term means no.
+6. Report `notices`.
+7. `raft.advance(ready)`. **Only now count the node's own vote and its own match**; a single voter
+   would otherwise lead a term that it can forget.
+
+Nothing else may happen to the core between `ready()` and `advance()`; the core asserts it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from zraft.core.messages import Message
+from zraft.core.model import Entries, HardState
+from zraft.core.notices import Notice
+
+
+class ReadState(NamedTuple):
+    """A confirmed read: answer it once `applied_index >= index` (ReadIndex, thesis §6.4)."""
+
+    read_id: int
+    index: int
+
+
+@dataclass(slots=True)
+class Ready:
+    """What to do now. See the module for the order; empty fields mean nothing to do."""
+
+    messages: list[Message] = field(default_factory=list)
+    hard_state: HardState | None = None
+    entries: Entries | None = None
+    """To persist. Replaces everything at and after `entries.first_index`: that is truncation."""
+    messages_after_persist: list[Message] = field(default_factory=list)
+    committed: Entries | None = None
+    """To apply: not empty, starts right after the last run, within the configured bounds."""
+    aborted_term: int | None = None
+    reads: list[ReadState] = field(default_factory=list)
+    aborted_reads: list[int] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+    @property
+    def must_persist(self) -> bool:
+        """Whether something has to be on disk before `messages_after_persist` may leave."""
+        return self.hard_state is not None or self.entries is not None

@@ -1,0 +1,250 @@
+"""Every named failure of zraft, in one tree.
+
+    ZraftError
+    ├─ ConfigError                          exit 78
+    ├─ ProtocolError                        bytes from outside that are not what they should be
+    │  ├─ DecodeError   ├─ VersionError   └─ TooLargeError
+    ├─ ControlError                         unknown node, fault, argument
+    ├─ SupervisorError                      start timeout; lock held: exit 75
+    │  └─ NotRunning                        no such cluster, nothing runs: exit 3
+    ├─ StorageError                         the disk refused: exit 74
+    │  ├─ CorruptLogError                   bytes on disk are not what was written: exit 65
+    │  ├─ ForeignDataError                  the directory belongs to another member: exit 65
+    │  └─ LockedError                       another process uses the directory: exit 75
+    └─ RequestError                         a client's request was not answered with "ok"
+       ├─ Unavailable        not applied, safe to retry
+       ├─ OutcomeUnknown     may be applied; retry only with the same request id
+       ├─ Busy               not applied; retry later
+       ├─ Conflict  ├─ NotFound  ├─ SessionExpired  ├─ MembershipRefused  └─ InvalidCommand
+
+A message says what happened, why, and what to try; the three parts are kept apart so that the
+command line can print them as such. Broken invariants are not here: they are asserts, and they stop
+the node with exit code 70.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_DATA = 65  # corrupt, wiped or foreign data
+EXIT_SOFTWARE = 70  # a broken invariant
+EXIT_IO = 74  # the disk refused
+EXIT_LOCKED = 75  # somebody else holds the lock
+EXIT_CONFIG = 78  # configuration
+
+HOPELESS_EXITS = frozenset({EXIT_DATA, EXIT_SOFTWARE, EXIT_LOCKED, EXIT_CONFIG})
+"""Exit codes that a restart can't heal (design: the supervisor does not restart on these)."""
+
+
+class ZraftError(Exception):
+    """The root: `what` happened, `why`, what to `try_` next; `exit_code` for a command line.
+
+    `code` is a stable, machine-readable name; it never changes once published.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, why: str = "", try_: tuple[str, ...] | str = ()) -> None:
+        self.what = what
+        self.why = why
+        self.try_: tuple[str, ...] = (try_,) if isinstance(try_, str) else try_
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.why:
+            parts.append(f"why: {self.why}")
+        parts.extend(f"try: {line}" for line in self.try_)
+        return "\n".join(parts)
+
+
+class ConfigError(ZraftError):
+    """A configuration key is unknown, or its value breaks a rule."""
+
+    code = "config"
+    exit_code = EXIT_CONFIG
+
+
+class ProtocolError(ZraftError):
+    """A frame or a record is not what the protocol allows."""
+
+    code = "protocol"
+
+
+class DecodeError(ProtocolError):
+    """Bytes do not decode to the shape they should have."""
+
+    code = "protocol.decode"
+
+
+class VersionError(ProtocolError):
+    """The lowest version that can read these bytes is newer than this program."""
+
+    code = "protocol.version"
+
+
+class TooLargeError(ProtocolError):
+    """A frame, a key or a request is beyond its limit; nothing was sent."""
+
+    code = "protocol.too_large"
+    exit_code = 2
+
+
+class ControlError(ZraftError):
+    """A control request names an unknown node, fault or argument."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class SupervisorError(ZraftError):
+    """The supervisor or a node could not be started or stopped in time."""
+
+    code = "supervisor"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        try_: tuple[str, ...] | str = (),
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(what, why=why, try_=try_)
+        if exit_code is not None:
+            self.exit_code = exit_code  # type: ignore[misc]  # a process's own code, passed on
+
+
+class NotRunning(SupervisorError):
+    """There is no such cluster, or it does not run."""
+
+    code = "not_running"
+    exit_code = 3
+
+
+class StorageError(ZraftError):
+    """The disk refused to write, sync or read; the node stops and does not retry."""
+
+    code = "storage"
+    exit_code = EXIT_IO
+
+
+class CorruptLogError(StorageError):
+    """Bytes on disk are not what was written. Carries the file and the byte offset."""
+
+    code = "storage.corrupt"
+    exit_code = EXIT_DATA
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: str,
+        offset: int,
+        why: str = "",
+        try_: tuple[str, ...] | str = (),
+    ) -> None:
+        super().__init__(f"{path}: {what} at byte offset {offset}", why=why, try_=try_)
+        self.path = path
+        self.offset = offset
+
+
+class ForeignDataError(StorageError):
+    """A data directory is empty, or belongs to another cluster or member."""
+
+    code = "storage.foreign"
+    exit_code = EXIT_DATA
+
+
+class LockedError(StorageError):
+    """Another process holds the lock of the data directory."""
+
+    code = "storage.locked"
+    exit_code = EXIT_LOCKED
+
+
+class RequestError(ZraftError):
+    """A client's request did not succeed.
+
+    `retryable`: sending the same request again is safe. `maybe_applied`: it may have happened.
+    `leader_hint`: the name of the node to ask instead, if known. `request_id`: the id to name in
+    a report, as the command line prints it.
+    """
+
+    code = "request"
+    retryable: ClassVar[bool] = False
+    maybe_applied: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        why: str = "",
+        try_: tuple[str, ...] | str = (),
+        leader_hint: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(what, why=why, try_=try_)
+        self.leader_hint = leader_hint
+        self.request_id = request_id
+
+
+class Unavailable(RequestError):
+    """No leader, no quorum, or no node reached: certainly not applied, safe to retry."""
+
+    code = "unavailable"
+    exit_code = 6
+    retryable = True
+
+
+class OutcomeUnknown(RequestError):
+    """Sent, but nobody can say whether it was or will be applied."""
+
+    code = "unknown_outcome"
+    exit_code = 7
+    maybe_applied = True
+
+
+class Busy(RequestError):
+    """The node has as many waiting requests as it may hold: not applied, retry after a while."""
+
+    code = "busy"
+    exit_code = 6
+    retryable = True
+
+
+class Conflict(RequestError):
+    """A condition of the request was false; nothing changed."""
+
+    code = "conflict"
+    exit_code = 5
+
+
+class NotFound(RequestError):
+    """The key does not exist."""
+
+    code = "not_found"
+    exit_code = 4
+
+
+class SessionExpired(RequestError):
+    """The session is gone: whether the command ran before that is unknown."""
+
+    code = "session_expired"
+    exit_code = 7
+    maybe_applied = True
+
+
+class MembershipRefused(RequestError):
+    """The membership change is not allowed now; nothing changed."""
+
+    code = "membership_refused"
+    exit_code = 5
+
+
+class InvalidCommand(RequestError):
+    """The state machine refused the command: it is malformed, or applying it raised."""
+
+    code = "invalid_command"
+    exit_code = 2

@@ -1,0 +1,50 @@
+"""The contract of the peer transport, and why it may be so weak.
+
+Raft's messages are idempotent and carry term and index: they may be lost, doubled, reordered and late.
+So sending never blocks, never raises, never queues in Python, and never tells whether it worked. What
+the transport does promise:
+
+- a message that `receive` returns was sent by the member it names, to this member, in this cluster,
+  and not by an older life of that member's process or lane (staleness filter on (incarnation, epoch),
+  never on seq: or duplicates and reordering could not be tested);
+- `downs` reports a peer only when its endpoint refused a connection, which a living process never
+  does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from zraft.core.messages import Message
+from zraft.core.model import MemberId
+
+
+class Lane:
+    """Numbers of the lanes. The bulk lane is for snapshots, which come later."""
+
+    PEER = 0
+    BULK = 1
+
+
+class PeerDown(NamedTuple):
+    """A peer's endpoint refused a raw connect: the process of that incarnation is gone."""
+
+    peer: MemberId
+    incarnation: int
+
+
+class Peers(Protocol):
+    """One-way lanes to every other member."""
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Hand each message to the lane of its `dst`; what can't leave now is dropped, counted."""
+        ...
+
+    def receive(self, limit: int) -> list[Message]:
+        """Return at most `limit` messages that passed every check; fewer means the inbox is empty."""
+        ...
+
+    def downs(self) -> list[PeerDown]:
+        """Return the peers found dead since the last call."""
+        ...

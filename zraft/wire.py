@@ -1,0 +1,363 @@
+"""Bytes to typed values and back: the only codec of the peer and client sockets and of entries.
+
+Everything is a MessagePack array with fixed places; arrays grow at the end only. A decoder takes a
+longer array, ignores the rest, and refuses a shorter one. Bytes from a socket are untrusted: their size
+was bounded by the socket, `msgpack` bounds depth and lengths, and every field's type and range is
+checked here before anything else sees it. What does not fit raises DecodeError, and the caller counts
+and drops it. `ver` is the lowest protocol version that can read a frame.
+
+Formats (docs/PROTOCOL.md):
+
+    entry   [type, term, log_time_ms, session, sequence, ack_below, body]
+    peer    [ver, kind, lane, cluster8, src, dst, incarnation, epoch, seq, heard, term, …]
+    client  [ver, kind, cluster8, [request, …]]    or replies likewise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, assert_never
+
+import msgpack
+
+from zraft.api import PROTOCOL_VERSION, Reply, Request
+from zraft.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Message,
+    RequestVote,
+    RequestVoteResponse,
+)
+from zraft.core.model import Command, Entries, EntryType
+from zraft.errors import DecodeError, VersionError
+
+MAX_FRAME_BYTES = 4 << 20
+MAX_CLIENT_FRAME_BYTES = 1 << 20
+MAX_REQUEST_BYTES = (1 << 20) - 4096
+MAX_ENTRIES = 65536  # in one frame
+MAX_U64 = (1 << 64) - 1
+
+KIND_REQUEST_VOTE = 1
+KIND_REQUEST_VOTE_RESPONSE = 2
+KIND_APPEND_ENTRIES = 3
+KIND_APPEND_ENTRIES_RESPONSE = 4
+# 5 InstallSnapshot, 6 its response, 7 TimeoutNow, 8 ReadIndex, 9 its response: reserved
+KIND_CLIENT_REQUESTS = 32
+KIND_CLIENT_REPLIES = 33
+
+KIND_NAMES = {
+    KIND_REQUEST_VOTE: "RequestVote",
+    KIND_REQUEST_VOTE_RESPONSE: "RequestVoteResponse",
+    KIND_APPEND_ENTRIES: "AppendEntries",
+    KIND_APPEND_ENTRIES_RESPONSE: "AppendEntriesResponse",
+}
+
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+_pack = _packer.pack
+
+
+class UnknownKind(DecodeError):
+    """A kind that this version does not know: counted and dropped, never an error of the peer."""
+
+    code = "protocol.unknown_kind"
+
+
+class PeerHeader(NamedTuple):
+    """The fixed head of every frame between peers.
+
+    `seq` grows with every frame a process sends to a peer on a lane and starts at
+    `incarnation << 32`; `heard` is the highest seq that the sender has received from the receiver on
+    this lane, 0 for none.
+    """
+
+    version: int
+    kind: int
+    lane: int
+    cluster: bytes  # 8 bytes
+    src: int
+    dst: int
+    incarnation: int
+    epoch: int
+    seq: int
+    heard: int
+    term: int
+
+
+_HEADER_LENGTH = 11
+
+
+def _unpack(data: bytes) -> Any:
+    """Decode one MessagePack value, bounded; DecodeError for anything else."""
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            max_ext_len=0,
+            max_map_len=0,
+            max_str_len=256,
+            max_array_len=MAX_ENTRIES,
+            max_bin_len=MAX_FRAME_BYTES,
+        )
+    except (
+        ValueError,
+        TypeError,
+        msgpack.exceptions.UnpackException,
+        RecursionError,
+    ) as error:
+        raise DecodeError("not a MessagePack value", why=type(error).__name__) from None
+
+
+def _natural(value: object, what: str) -> int:
+    """Return `value` if it is an int in [0, 2^64); bool is not an int here."""
+    if type(value) is not int or not 0 <= value <= MAX_U64:
+        raise DecodeError(f"{what} is not a natural number")
+    return value
+
+
+def _flag(value: object, what: str) -> bool:
+    if type(value) is not bool:
+        raise DecodeError(f"{what} is not a boolean")
+    return value
+
+
+def _naturals(values: list[Any], what: str) -> list[int]:
+    for value in values:
+        if type(value) is not int or not 0 <= value <= MAX_U64:
+            raise DecodeError(f"{what} holds something that is not a natural number")
+    return values
+
+
+# Entries
+
+
+class Entry(NamedTuple):
+    """One decoded entry of the log."""
+
+    type: int
+    term: int
+    log_time_ms: int
+    session: int
+    sequence: int
+    ack_below: int
+    body: bytes
+
+
+_ENTRY_LENGTH = len(Entry._fields)
+
+
+class EntryCodec:
+    """The core's `EntryCodec`: encodes an entry once, for every disk and every follower."""
+
+    def encode(self, command: Command, *, term: int, log_time_ms: int) -> bytes:
+        """Return the payload of an entry."""
+        packed: bytes = _pack(
+            [
+                command.type,
+                term,
+                log_time_ms,
+                command.session,
+                command.sequence,
+                command.ack_below,
+                command.body,
+            ]
+        )
+        return packed
+
+    def log_time_ms(self, payload: bytes) -> int:
+        """Return the log time of a payload."""
+        return decode_entry(payload).log_time_ms
+
+
+def decode_entry(payload: bytes) -> Entry:
+    """Return the entry in `payload`; DecodeError when it is not one."""
+    fields = _unpack(payload)
+    if type(fields) is not list or len(fields) < _ENTRY_LENGTH:
+        raise DecodeError("an entry is an array of seven or more")
+    body = fields[6]
+    if type(body) is not bytes:
+        raise DecodeError("an entry's body is not bytes")
+    _naturals(fields[:6], "an entry")
+    return Entry(*fields[:_ENTRY_LENGTH])
+
+
+def _decode_entries(first_index: int, payloads: object, limit_term: int) -> Entries:
+    """Check a list of payloads and take the terms out; terms never fall nor pass the sender's."""
+    if type(payloads) is not list:
+        raise DecodeError("entries are not an array")
+    terms: list[int] = []
+    last_term = 0
+    for payload in payloads:
+        if type(payload) is not bytes:
+            raise DecodeError("an entry is not bytes")
+        term = decode_entry(payload).term
+        if not last_term <= term <= limit_term or term == 0:
+            raise DecodeError("the terms of entries fall, or pass the sender's term")
+        terms.append(term)
+        last_term = term
+    return Entries(first_index, terms, payloads)
+
+
+# Between peers
+
+
+def encode_message(
+    message: Message,
+    *,
+    lane: int,
+    cluster: bytes,
+    incarnation: int,
+    epoch: int,
+    seq: int,
+    heard: int,
+) -> bytes:
+    """Return the frame of `message`; `term`, `src` and `dst` of the header are the message's."""
+    kind: int
+    rest: list[Any]
+    match message:
+        case AppendEntries():
+            kind = KIND_APPEND_ENTRIES
+            rest = [
+                message.prev_log_index,
+                message.prev_log_term,
+                message.leader_commit,
+                message.round,
+                message.entries.payloads,
+            ]
+        case AppendEntriesResponse():
+            kind = KIND_APPEND_ENTRIES_RESPONSE
+            rest = list(message[3:])
+        case RequestVote():
+            kind = KIND_REQUEST_VOTE
+            rest = list(message[3:])
+        case RequestVoteResponse():
+            kind = KIND_REQUEST_VOTE_RESPONSE
+            rest = list(message[3:])
+        case _:
+            assert_never(message)
+    head = [PROTOCOL_VERSION, kind, lane, cluster, message.src, message.dst]
+    head += (incarnation, epoch, seq, heard, message.term)
+    packed: bytes = _pack(head + rest)
+    return packed
+
+
+def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
+    """Return the header of a peer frame and the whole array; check nothing of the rest.
+
+    Raises:
+        DecodeError: not an array that starts with a header.
+        VersionError: only newer programs can read it.
+    """
+    fields = _unpack(frame)
+    if type(fields) is not list or len(fields) < _HEADER_LENGTH:
+        raise DecodeError("a peer frame is an array of eleven or more")
+    cluster = fields[3]
+    if type(cluster) is not bytes or len(cluster) != 8:
+        raise DecodeError("a cluster id is eight bytes")
+    _naturals(fields[:3], "a header")
+    _naturals(fields[4:_HEADER_LENGTH], "a header")
+    if fields[0] > PROTOCOL_VERSION:
+        raise VersionError(f"a frame of protocol version {fields[0]}")
+    return PeerHeader(*fields[:_HEADER_LENGTH]), fields
+
+
+def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
+    """Return the message of a frame whose header was accepted.
+
+    Raises:
+        UnknownKind: a newer program's message.
+        DecodeError: a field is missing or has the wrong type or range.
+    """
+    body = fields[_HEADER_LENGTH:]
+    src, dst, term = header.src, header.dst, header.term
+    match header.kind:
+        case 3:  # KIND_APPEND_ENTRIES, the hot one, first
+            if len(body) < 5:
+                raise DecodeError("AppendEntries is too short")
+            prev_index, prev_term, commit, round_ = _naturals(body[:4], "AppendEntries")
+            entries = _decode_entries(prev_index + 1, body[4], term)
+            if entries.terms and entries.terms[0] < prev_term:
+                raise DecodeError("the terms of entries fall")
+            return AppendEntries(
+                src, dst, term, prev_index, prev_term, commit, round_, entries
+            )
+        case 4:  # KIND_APPEND_ENTRIES_RESPONSE
+            if len(body) < 5:
+                raise DecodeError("AppendEntriesResponse is too short")
+            success = _flag(body[0], "success")
+            numbers = _naturals(body[1:5], "AppendEntriesResponse")
+            return AppendEntriesResponse(src, dst, term, success, *numbers)
+        case 1:  # KIND_REQUEST_VOTE
+            if len(body) < 4:
+                raise DecodeError("RequestVote is too short")
+            pre_vote = _flag(body[0], "pre_vote")
+            return RequestVote(src, dst, term, pre_vote, *_naturals(body[1:4], "RequestVote"))
+        case 2:  # KIND_REQUEST_VOTE_RESPONSE
+            if len(body) < 3:
+                raise DecodeError("RequestVoteResponse is too short")
+            pre_vote, granted = _flag(body[0], "pre_vote"), _flag(body[2], "granted")
+            vote_term = _natural(body[1], "vote_term")
+            return RequestVoteResponse(src, dst, term, pre_vote, vote_term, granted)
+        case _:
+            raise UnknownKind(f"kind {header.kind} is unknown")
+
+
+# Clients
+
+
+def encode_requests(cluster: bytes, requests: Sequence[Request]) -> bytes:
+    """Return one frame with all of `requests`."""
+    packed: bytes = _pack([PROTOCOL_VERSION, KIND_CLIENT_REQUESTS, cluster, list(requests)])
+    return packed
+
+
+def encode_replies(cluster: bytes, replies: Sequence[Reply]) -> bytes:
+    """Return one frame with all of `replies`."""
+    packed: bytes = _pack([PROTOCOL_VERSION, KIND_CLIENT_REPLIES, cluster, list(replies)])
+    return packed
+
+
+def _decode_client(frame: bytes, kind: int) -> tuple[bytes, list[Any]]:
+    fields = _unpack(frame)
+    if type(fields) is not list or len(fields) < 4:
+        raise DecodeError("a client frame is an array of four or more")
+    version, found, cluster, items = fields[:4]
+    if _natural(version, "version") > PROTOCOL_VERSION:
+        raise VersionError(f"a frame of protocol version {version}")
+    if _natural(found, "kind") != kind:
+        raise UnknownKind(f"kind {found} is not expected here")
+    if type(cluster) is not bytes or len(cluster) != 8:
+        raise DecodeError("a cluster id is eight bytes")
+    if type(items) is not list:
+        raise DecodeError("requests and replies come in an array")
+    return cluster, items
+
+
+def decode_requests(frame: bytes) -> tuple[bytes, list[Request]]:
+    """Return the cluster id and the requests of a client frame; DecodeError, VersionError."""
+    cluster, items = _decode_client(frame, KIND_CLIENT_REQUESTS)
+    requests: list[Request] = []
+    for item in items:
+        if type(item) is not list or len(item) < 8 or type(item[7]) is not bytes:
+            raise DecodeError("a request is an array of eight or more that ends in a body")
+        _naturals(item[:7], "a request")
+        requests.append(Request(*item[:8]))
+    return cluster, requests
+
+
+def decode_replies(frame: bytes) -> tuple[bytes, list[Reply]]:
+    """Return the cluster id and the replies of a client frame; DecodeError, VersionError."""
+    cluster, items = _decode_client(frame, KIND_CLIENT_REPLIES)
+    replies: list[Reply] = []
+    for item in items:
+        if type(item) is not list or len(item) < 7 or type(item[6]) is not bytes:
+            raise DecodeError("a reply is an array of seven or more that ends in a body")
+        _naturals(item[:6], "a reply")
+        replies.append(Reply(*item[:7]))
+    return cluster, replies
+
+
+def is_entry_type(number: int) -> bool:
+    """Return whether this version knows what such an entry means."""
+    return EntryType.COMMAND <= number <= EntryType.BARRIER
