@@ -1,0 +1,95 @@
+"""What every test has: repeatable random choices, and nothing left behind.
+
+Processes are found by an environment variable that they inherit, even when they detached themselves
+from this one; sockets by ZeroMQ's own count of contexts. A test that leaves something fails, and what
+it left is ended, so that the next one starts clean.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+RUN_VARIABLE = "ZRAFT_TEST_RUN"
+RUN = secrets.token_hex(8)
+os.environ[RUN_VARIABLE] = RUN
+
+settings.register_profile("local", print_blob=True, deadline=None)
+settings.register_profile(
+    "ci",
+    print_blob=True,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def processes_left() -> list[int]:
+    """Return the pids of all living processes that this test run started, however far away."""
+    marker = f"{RUN_VARIABLE}={RUN}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:  # it ended meanwhile, or is not ours
+            continue
+    return found
+
+
+def end(pid: int) -> None:
+    """Kill a process by pid; it may be gone already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that leaves a file descriptor or, in a `cluster` test, a process behind."""
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    if request.node.get_closest_marker("cluster") is not None:
+        left = processes_left()
+        for pid in left:
+            end(pid)
+        assert not left, f"the test left processes behind: {left}"
+    left_open = descriptors_left(before)
+    if left_open:
+        gc.collect()  # objects in cycles close what they own only now
+        left_open = descriptors_left(before)
+    assert not left_open, f"the test left descriptors open: {left_open}"
+
+
+def descriptors_left(before: set[str]) -> list[str]:
+    """Return what is open now and was not before, with what it is."""
+    found = []
+    for name in set(os.listdir("/proc/self/fd")) - before:
+        try:
+            found.append(f"{name} → {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return found
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End whatever any test left running, and fail the run because of it."""
+    left = processes_left()
+    for pid in left:
+        end(pid)
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"processes left behind and killed: {left}", red=True)

@@ -1,0 +1,395 @@
+"""The closed list of events: every name that may stand in a `log.jsonl` or a `trace.jsonl`.
+
+An event is named `noun.verb_past`; facts are fields, never text. Decisions go to the stream `log`,
+which is always written; single messages, entries and state steps go to the stream `trace`, which is
+limited or off (see `zraft.telemetry`). Adding an event is adding one entry here and running
+`python -m zraft.events > docs/EVENTS.md`; tests/unit/test_events.py compares this list with the
+code that emits and with that page.
+
+This module imports nothing heavy, so that the command line can explain events without delay.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal, NamedTuple
+
+Stream = Literal["log", "trace"]
+Level = Literal["debug", "info", "warning", "error"]
+
+RESERVED_FIELDS = frozenset(
+    {"ts", "level", "event", "msg", "cluster", "node", "pid", "inc", "seq", "mono_ns", "v"}
+)
+"""Keys that every line has; no event has a field of such a name."""
+
+CONTEXT_FIELDS = ("role", "term", "leader", "commit", "applied", "last")
+"""What a node adds to each line; an event's own field of the same name wins."""
+
+
+class EventSpec(NamedTuple):
+    """One event: where it is written, how loud, with which fields, and what it means.
+
+    `template` makes the sentence `msg` out of the fields (`str.format_map`).
+    """
+
+    stream: Stream
+    level: Level
+    fields: tuple[str, ...]
+    template: str
+    meaning: str
+
+
+def _log(level: Level, fields: str, template: str, meaning: str) -> EventSpec:
+    return EventSpec("log", level, tuple(fields.split()), template, meaning)
+
+
+def _trace(fields: str, template: str, meaning: str) -> EventSpec:
+    return EventSpec("trace", "debug", tuple(fields.split()), template, meaning)
+
+
+EVENTS: dict[str, EventSpec] = {
+    # ------------------------------------------------------------------------ the life of a node
+    "node.started": _log(
+        "info",
+        "version config_digest restored_term last_index snapshot_index",
+        "node started with term {restored_term} and a log up to {last_index}",
+        "The process holds its data directory and has read it back; it does not serve yet.",
+    ),
+    "node.ready": _log(
+        "info",
+        "elapsed_ms",
+        "ready after {elapsed_ms} ms",
+        "All sockets are bound and the loop runs; elapsed since the process began.",
+    ),
+    "node.stopping": _log(
+        "info", "reason", "stopping: {reason}", "A stop was asked for and began (signal, control)."
+    ),
+    "node.stopped": _log(
+        "info",
+        "reason exit_code",
+        "stopped with exit code {exit_code}: {reason}",
+        "The last line of a process that ends in order.",
+    ),
+    "node.failed": _log(
+        "error",
+        "exit_code error why",
+        "failed with exit code {exit_code}: {error}",
+        "The last line of a process that ends because of a broken invariant or an outside failure.",
+    ),
+    # ---------------------------------------------------------------------- roles and elections
+    "role.changed": _log(
+        "info",
+        "old new term reason",
+        "{old} → {new} in term {term} ({reason})",
+        "The role changed; the reason says which rule did it.",
+    ),
+    "term.advanced": _log(
+        "info",
+        "old new peer",
+        "term {old} → {new}",
+        "The current term rose; peer taught it, or is empty when this node raised it itself.",
+    ),
+    "leader.changed": _log(
+        "info",
+        "leader term",
+        "the leader of term {term} is {leader}",
+        "This node follows another leader now, or none (empty).",
+    ),
+    "election.started": _log(
+        "info",
+        "term pre_vote reason",
+        "asks for votes for term {term} ({reason}, pre-vote: {pre_vote})",
+        "A pre-vote or a vote began: timeout, hint, campaign or a pre-vote that was won.",
+    ),
+    "election.won": _log(
+        "info",
+        "term pre_vote votes quorum elapsed_ms",
+        "won term {term} with the votes of {votes} in {elapsed_ms} ms (pre-vote: {pre_vote})",
+        "A quorum said yes; elapsed since the first pre-vote of this attempt.",
+    ),
+    "election.lost": _log(
+        "info",
+        "term pre_vote votes quorum elapsed_ms reason",
+        "did not win term {term}: {reason} (votes: {votes}, pre-vote: {pre_vote})",
+        "The attempt ended without a quorum: refused, timeout, leader_found or higher_term.",
+    ),
+    "vote.granted": _log(
+        "info",
+        "peer term pre_vote",
+        "yes to {peer} for term {term} (pre-vote: {pre_vote})",
+        "This node said yes; a real vote is on disk before the answer leaves.",
+    ),
+    "vote.denied": _log(
+        "debug",
+        "peer term pre_vote reason",
+        "no to {peer} for term {term}: {reason} (pre-vote: {pre_vote})",
+        "This node said no: stale_term, already_voted, log_behind, leader_alive or is_leader.",
+    ),
+    "check_quorum.lost": _log(
+        "warning",
+        "term heard",
+        "heard only {heard} for an election timeout",
+        "A leader heard no quorum for the longest election timeout and steps down (thesis §6.2).",
+    ),
+    "timer.grace_granted": _log(
+        "info",
+        "late_ms grace_ms",
+        "woke {late_ms} ms late; the deadline moved by {grace_ms} ms",
+        "A deadline was due right after a stall and was put off once.",
+    ),
+    # -------------------------------------------------------------------------------- the log
+    "entries.appended": _trace(
+        "first_index last_index peer",
+        "entries {first_index}..{last_index} appended, from {peer}",
+        "Entries joined this node's log, from the leader's message or from its own clients.",
+    ),
+    "entries.truncated": _log(
+        "warning",
+        "first_index last_index peer",
+        "entries {first_index}..{last_index} removed: they conflict with the log of {peer}",
+        "Uncommitted entries that conflict with the leader's were removed (Raft §5.3).",
+    ),
+    "commit.advanced": _trace(
+        "old new", "commit index {old} → {new}", "The commit index rose: these entries are safe."
+    ),
+    "progress.changed": _log(
+        "debug",
+        "peer old new match_index reason",
+        "{peer}: {old} → {new} at index {match_index} ({reason})",
+        "A leader's view of a peer changed between probe, replicate and snapshot.",
+    ),
+    "apply.failed": _log(
+        "warning",
+        "index error",
+        "the command at index {index} raised {error}; its result is that error, everywhere",
+        "The state machine raised: a replicated error result, and applied_index moves on.",
+    ),
+    # ---------------------------------------------------------------------------------- peers
+    "peer.connected": _log(
+        "info",
+        "peer endpoint",
+        "connected to {peer}",
+        "The ZeroMQ handshake with the peer's socket is done.",
+    ),
+    "peer.disconnected": _log(
+        "info",
+        "peer endpoint",
+        "connection to {peer} lost",
+        "The connection to the peer's socket ended; alone it says nothing about the peer.",
+    ),
+    "peer.reconnected": _log(
+        "info",
+        "peer reason backoff_ms",
+        "socket to {peer} made anew: {reason}",
+        "The socket was made anew, because nothing arrived at the peer or no handshake came.",
+    ),
+    "peer.down": _log(
+        "warning",
+        "peer incarnation",
+        "the process of {peer} is gone",
+        "The peer's endpoint refuses connections: its process does not exist any more.",
+    ),
+    "peer.garbage": _log(
+        "warning",
+        "socket reason count",
+        "{count} frames dropped on the {socket} socket: {reason}",
+        "Frames that no member of this cluster sent; at most one line a second and reason.",
+    ),
+    "peer.hint_taken": _log(
+        "info",
+        "peer term delay_ms",
+        "leader {peer} of term {term} is gone; pre-votes in {delay_ms} ms",
+        "The leader's process is gone, and this node starts pre-votes without waiting.",
+    ),
+    "peer.hint_cancelled": _log(
+        "info",
+        "peer term",
+        "leader {peer} of term {term} spoke after all",
+        "A message of the leader's term came after the hint; the hint is void.",
+    ),
+    "fault.injected": _log(
+        "warning",
+        "fault rule",
+        "fault {fault} on: {rule}",
+        "A rule that drops or changes messages is in force.",
+    ),
+    "fault.cleared": _log(
+        "warning", "fault rule", "fault {fault} off: {rule}", "The rule is no longer in force."
+    ),
+    # ------------------------------------------------------------------------------- requests
+    "request.rejected": _trace(
+        "code request",
+        "request {request} refused: {code}",
+        "A client got an error; the code is the one it saw.",
+    ),
+    "request.parked": _trace(
+        "request", "request {request} waits for a leader", "No leader is known; it waits here."
+    ),
+    "request.forwarded": _trace(
+        "request peer", "request {request} forwarded to {peer}", "The leader answers in our place."
+    ),
+    # ------------------------------------------------------------------------------- storage
+    "storage.recovered": _log(
+        "info",
+        "segments first_index last_index elapsed_ms",
+        "{segments} segments read, entries {first_index}..{last_index}, in {elapsed_ms} ms",
+        "The log was read back and every checksum was right.",
+    ),
+    "storage.tail_repaired": _log(
+        "warning",
+        "path offset bytes_dropped",
+        "{path}: {bytes_dropped} bytes of a torn batch cut at offset {offset}",
+        "The last batch was torn by a crash, so never acknowledged, and was cut off.",
+    ),
+    "storage.segment_rotated": _log(
+        "debug",
+        "segment first_index",
+        "segment {segment} begins at index {first_index}",
+        "A segment was sealed and the next one holds the hard state.",
+    ),
+    "storage.segment_deleted": _log(
+        "debug",
+        "segment last_index",
+        "segment {segment} up to index {last_index} deleted",
+        "A snapshot covers the segment and a newer, synced one holds the hard state.",
+    ),
+    "storage.sync_slow": _log(
+        "warning",
+        "elapsed_ms bytes",
+        "one sync took {elapsed_ms} ms",
+        "One fdatasync took longer than a heartbeat interval; the loop stood still.",
+    ),
+    # ------------------------------------------------------------------------------- the loop
+    "loop.stalled": _log(
+        "warning",
+        "late_ms turn_ms",
+        "the loop was {late_ms} ms late",
+        "The process did not run when it should have: paused, starved, or busy.",
+    ),
+    "gc.collected": _log(
+        "debug",
+        "elapsed_ms objects",
+        "garbage collected in {elapsed_ms} ms",
+        "A full garbage collection ran in idle time.",
+    ),
+    # ------------------------------------------------------------------------- the supervisor
+    "supervisor.started": _log(
+        "info", "version", "supervisor started", "The supervisor holds its lock and serves."
+    ),
+    "supervisor.adopted": _log(
+        "info",
+        "names",
+        "nodes found running: {names}",
+        "A new supervisor found living nodes of an earlier one; they were not disturbed.",
+    ),
+    "supervisor.stopped": _log(
+        "info", "reason", "supervisor stopped: {reason}", "The supervisor ended in order."
+    ),
+    "process.spawned": _log(
+        "info", "name child_pid", "{name} started as pid {child_pid}", "A node process was started."
+    ),
+    "process.ready": _log(
+        "info",
+        "name child_pid elapsed_ms",
+        "{name} ready after {elapsed_ms} ms",
+        "The process wrote its readiness line.",
+    ),
+    "process.exited": _log(
+        "info",
+        "name child_pid exit_code signal expected",
+        "{name} (pid {child_pid}) ended: exit code {exit_code}, signal {signal}",
+        "A node process ended; expected says whether somebody had asked for it.",
+    ),
+    "process.backoff": _log(
+        "warning",
+        "name crashes delay_ms",
+        "{name} crashed {crashes} times; next start in {delay_ms} ms",
+        "A crashed node is started again, later each time.",
+    ),
+    "process.fatal": _log(
+        "error",
+        "name reason exit_code",
+        "{name} is not started again: {reason}",
+        "Restarting cannot heal this: the exit code says so, or it crashed too often.",
+    ),
+    "process.adopted": _log(
+        "info",
+        "name child_pid paused",
+        "{name} found running as pid {child_pid}",
+        "A living process that an earlier supervisor started is watched again.",
+    ),
+    "process.paused": _log(
+        "warning",
+        "name child_pid until_ms",
+        "{name} paused (SIGSTOP)",
+        "The process was stopped; until_ms is the wall time at which it goes on, or null.",
+    ),
+    "process.resumed": _log(
+        "info", "name child_pid", "{name} resumed (SIGCONT)", "The process goes on."
+    ),
+    "process.foreign": _log(
+        "error",
+        "name holder_pid",
+        "the directory of {name} is held by a foreign process, pid {holder_pid}",
+        "The lock of the data directory is held by a process that is not this cluster's node.",
+    ),
+    # -------------------------------------------------------------------------------- traces
+    "rpc.sent": _trace(
+        "kind peer message_term epoch frame_seq bytes heartbeat",
+        "{kind} to {peer}",
+        "A message was handed to the socket of a peer.",
+    ),
+    "rpc.received": _trace(
+        "kind peer message_term epoch frame_seq bytes heartbeat",
+        "{kind} from {peer}",
+        "A message passed every check and reached the core.",
+    ),
+    "rpc.dropped": _trace(
+        "kind peer reason",
+        "{kind} dropped, peer {peer}: {reason}",
+        "A message was dropped: by a fault rule, a full window, or the staleness filter.",
+    ),
+    "trace.suppressed": _trace(
+        "count kinds",
+        "{count} trace events not written in the last second",
+        "More trace events than the limit; counts by kind of what is missing.",
+    ),
+}
+
+
+def render_events_markdown() -> str:
+    """Return docs/EVENTS.md: one table per stream, in the order of the list above."""
+    lines = [
+        "# Events",
+        "",
+        "Every event that a node or a supervisor writes, generated from `zraft/events.py`",
+        "(`python -m zraft.events > docs/EVENTS.md`; a test compares).",
+        "",
+        "Each line is one JSON object. All lines have `ts` (wall time, UTC, for people), `level`,",
+        "`event`, `msg` (the sentence), `cluster`, `node`, `pid`, `inc` (how often this data",
+        "directory was started), `seq` (counts the lines of this process over both files, from 1),",
+        "`mono_ns` (CLOCK_MONOTONIC: what lines of different nodes are ordered by) and `v` (format",
+        "version, 1). A node adds " + ", ".join(f"`{name}`" for name in CONTEXT_FIELDS) + ".",
+        "The fields below come on top. Units are the last part of a name.",
+    ]
+    titles = {
+        "log": "`log.jsonl`: decisions, always written",
+        "trace": "`trace.jsonl`: messages, entries and state steps (`logging.trace`)",
+    }
+    for stream, title in titles.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| event | level | fields | meaning |",
+            "|---|---|---|---|",
+        ]
+        for name, spec in EVENTS.items():
+            if spec.stream == stream:
+                fields = ", ".join(f"`{field}`" for field in spec.fields)
+                lines.append(f"| `{name}` | {spec.level} | {fields} | {spec.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_events_markdown())
