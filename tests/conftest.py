@@ -1,8 +1,8 @@
 """What every test has: repeatable random choices, and nothing left behind.
 
-Processes are found by an environment variable that they inherit, even when they detached themselves
-from this one; sockets by ZeroMQ's own count of contexts. A test that leaves something fails, and what
-it left is ended, so that the next one starts clean.
+Processes are found by an environment variable that they inherit, even when they detached
+themselves from this one; sockets, contexts and files by the descriptors they hold. A test that
+leaves something fails, and processes it left are ended, so that the next test starts clean.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def descriptors_left(before: set[str]) -> list[str]:
     found = []
     for name in set(os.listdir("/proc/self/fd")) - before:
         try:
-            found.append(f"{name} → {os.readlink(f'/proc/self/fd/{name}')}")
+            found.append(f"{name} → {Path('/proc/self/fd', name).readlink()}")
         except OSError:  # the descriptor of the listing itself
             continue
     return found
