@@ -333,6 +333,12 @@ EVENTS: dict[str, EventSpec] = {
         "the directory of {name} is held by a foreign process, pid {holder_pid}",
         "The lock of the data directory is held by a process that is not this cluster's node.",
     ),
+    "stderr": _log(
+        "error",
+        "text",
+        "{text}",
+        "Text that a process wrote to its standard error, such as a traceback, found by a reader.",
+    ),
     # -------------------------------------------------------------------------------- traces
     "rpc.sent": _trace(
         "kind peer message_term epoch frame_seq bytes heartbeat",
