@@ -71,7 +71,7 @@ class Reply(NamedTuple):
     code: int
     member_id: int
     term: int
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
     leader: int
     body: bytes
 

@@ -1,7 +1,7 @@
 """The only module that reads a clock.
 
-Raft's timers use CLOCK_BOOTTIME: it goes on while the machine sleeps, so that a laptop that wakes up
-knows that its leases and leaders are old. Lines of telemetry carry CLOCK_MONOTONIC, which all
+Raft's timers use CLOCK_BOOTTIME: it goes on while the machine sleeps, so that a laptop that wakes
+up knows that its leases and leaders are old. Lines of telemetry carry CLOCK_MONOTONIC, which all
 processes of one host share, for merging; wall time is for people only.
 """
 

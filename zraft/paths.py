@@ -7,8 +7,8 @@
 
 STATE is `$ZRAFT_HOME`, else `$XDG_STATE_HOME/zraft`, else `~/.local/state/zraft`. RUN is
 `$XDG_RUNTIME_DIR`, else `/tmp/zraft-<uid>`; it must be ours and closed to others. A path of a Unix
-socket has at most 107 bytes, so these are short. The socket directory is recorded in the cluster file
-when the cluster comes up: a shell with another environment still finds the sockets.
+socket has at most 107 bytes, so these are short. The socket directory is recorded in the cluster
+file when the cluster comes up: a shell with another environment still finds the sockets.
 
 This module names places; only the supervisor makes directories.
 """
@@ -131,7 +131,7 @@ def runtime_root(environ: Mapping[str, str]) -> Path:
     """Return the directory under which the sockets' directories are made."""
     if run := environ.get("XDG_RUNTIME_DIR"):
         return Path(run) / "zraft"
-    return Path(f"/tmp/zraft-{os.getuid()}")  # noqa: S108  # owner and mode are checked when made
+    return Path(f"/tmp/zraft-{os.getuid()}")  # owner and mode are checked when made
 
 
 def socket_dir(directory: Path, environ: Mapping[str, str]) -> Path:

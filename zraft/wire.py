@@ -1,10 +1,10 @@
 """Bytes to typed values and back: the only codec of the peer and client sockets and of entries.
 
 Everything is a MessagePack array with fixed places; arrays grow at the end only. A decoder takes a
-longer array, ignores the rest, and refuses a shorter one. Bytes from a socket are untrusted: their size
-was bounded by the socket, `msgpack` bounds depth and lengths, and every field's type and range is
-checked here before anything else sees it. What does not fit raises DecodeError, and the caller counts
-and drops it. `ver` is the lowest protocol version that can read a frame.
+longer array, ignores the rest, and refuses a shorter one. Bytes from a socket are untrusted: their
+size was bounded by the socket, `msgpack` bounds depth and lengths, and every field's type and
+range is checked here before anything else sees it. What does not fit raises DecodeError, and the
+caller counts and drops it. `ver` is the lowest protocol version that can read a frame.
 
 Formats (docs/PROTOCOL.md):
 
@@ -65,9 +65,9 @@ class UnknownKind(DecodeError):
 class PeerHeader(NamedTuple):
     """The fixed head of every frame between peers.
 
-    `seq` grows with every frame a process sends to a peer on a lane and starts at
-    `incarnation << 32`; `heard` is the highest seq that the sender has received from the receiver on
-    this lane, 0 for none.
+    `seq` grows with every frame a process sends to a peer on a lane and starts at `incarnation <<
+    32`; `heard` is the highest seq that the sender has received from the receiver on this lane, 0
+    for none.
     """
 
     version: int
@@ -279,9 +279,7 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
             entries = _decode_entries(prev_index + 1, body[4], term)
             if entries.terms and entries.terms[0] < prev_term:
                 raise DecodeError("the terms of entries fall")
-            return AppendEntries(
-                src, dst, term, prev_index, prev_term, commit, round_, entries
-            )
+            return AppendEntries(src, dst, term, prev_index, prev_term, commit, round_, entries)
         case 4:  # KIND_APPEND_ENTRIES_RESPONSE
             if len(body) < 5:
                 raise DecodeError("AppendEntriesResponse is too short")

@@ -64,10 +64,10 @@ class AppendEntries(NamedTuple):
 class AppendEntriesResponse(NamedTuple):
     """Answer an AppendEntries.
 
-    On success `match_index` is the last index that *this message* matched, never the receiver's own
-    last index. On refusal `match_index` is 0, `conflict_index` is the first index of the term
-    `conflict_term` in the receiver's log, or, with `conflict_term` 0, the index after its last entry
-    (Raft §5.3, fast back-up).
+    On success `match_index` is the last index that *this message* matched, never the receiver's
+    own last index. On refusal `match_index` is 0, `conflict_index` is the first index of the term
+    `conflict_term` in the receiver's log, or, with `conflict_term` 0, the index after its last
+    entry (Raft §5.3, fast back-up).
     """
 
     src: MemberId

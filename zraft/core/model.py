@@ -42,7 +42,7 @@ class EntryType(IntEnum):
 class EntryId(NamedTuple):
     """Index and term of an entry travel together: they name it uniquely (Log Matching)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
     term: int
 
 
@@ -99,7 +99,7 @@ class Configuration(NamedTuple):
     """The members that vote, sorted. `index` is the entry that holds it; 0 = made by `up`."""
 
     voters: tuple[MemberId, ...]
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a field, not tuple.index
 
 
 class Settings(NamedTuple):

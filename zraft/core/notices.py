@@ -96,7 +96,7 @@ class VoteGranted(Notice):
 
 @dataclass(frozen=True, slots=True)
 class VoteDenied(Notice):
-    """This node said no. `reason`: stale_term, already_voted, log_behind, leader_alive, is_leader."""
+    """This node said no. `reason`: stale_term, already_voted, log_behind …."""
 
     event: ClassVar[str] = "vote.denied"
     peer: MemberId

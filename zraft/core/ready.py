@@ -4,7 +4,8 @@ The process asks `raft.ready()` until it returns None, and does for each Ready, 
 
 1. Send `messages`. They may leave before the disk write because they promise nothing that is not
    durable: the term they carry is. (Followers' disks start while ours works, thesis §10.2.1.)
-2. If `must_persist`: write `hard_state` and `entries`, then sync **once**. If that fails the process
+2. If `must_persist`: write `hard_state` and `entries`, then sync **once**. If that fails the
+process
    stops; it does not retry, and it says nothing.
 3. Send `messages_after_persist`: requests for votes and every reply. Durable, then spoken.
 4. Apply `committed` to the state machine, when it pleases, in order; report with
@@ -34,7 +35,7 @@ class ReadState(NamedTuple):
     """A confirmed read: answer it once `applied_index >= index` (ReadIndex, thesis §6.4)."""
 
     read_id: int
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
 
 
 @dataclass(slots=True)

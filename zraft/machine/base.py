@@ -5,10 +5,10 @@ same results everywhere. So `apply` must not read a clock, draw random numbers, 
 environment, or iterate a set: everything it may use is in `ctx` and in the command. State lives in
 memory; disk is the log (and, later, snapshots).
 
-An exception in `apply` is a replicated error result, never a crash: every node gets the same one, the
-command has no further effect, and applied_index moves on. A machine must therefore check a command
-*before* it changes anything. `MemoryError` and `RecursionError` are not results of a command but of a
-machine's condition: they stop the node.
+An exception in `apply` is a replicated error result, never a crash: every node gets the same one,
+the command has no further effect, and applied_index moves on. A machine must therefore check a
+command *before* it changes anything. `MemoryError` and `RecursionError` are not results of a
+command but of a machine's condition: they stop the node.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 class Ctx(NamedTuple):
     """Where a command stands in the log. `log_time_ms` never decreases, and is no wall clock."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
     term: int
     log_time_ms: int
 
@@ -60,5 +60,5 @@ class StateMachine(Protocol):
         ...
 
     def digest(self) -> int | None:
-        """Return a 64-bit hash of the state, equal on all nodes at an equal index; None: no hash."""
+        """Return a 64-bit hash of the state, equal on all nodes at one index; None: no hash."""
         ...

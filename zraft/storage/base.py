@@ -1,8 +1,9 @@
 """The contract of a node's durable storage, and why it is enough.
 
-`save` only collects; `sync` makes everything collected since the last `sync` durable, with one write
-and one fdatasync, or raises StorageError. After a failed `sync` the object is dead: a node stops, it
-never retries, because a second fsync may report success for pages that the kernel dropped.
+`save` only collects; `sync` makes everything collected since the last `sync` durable, with one
+write and one fdatasync, or raises StorageError. After a failed `sync` the object is dead: a node
+stops, it never retries, because a second fsync may report success for pages that the kernel
+dropped.
 
 All of one `sync` is one batch: after a crash either the whole batch is there or none of it. So the
 term, the vote and the entries of one turn of the loop can't be torn apart.

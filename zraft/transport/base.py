@@ -1,12 +1,12 @@
 """The contract of the peer transport, and why it may be so weak.
 
-Raft's messages are idempotent and carry term and index: they may be lost, doubled, reordered and late.
-So sending never blocks, never raises, never queues in Python, and never tells whether it worked. What
-the transport does promise:
+Raft's messages are idempotent and carry term and index: they may be lost, doubled, reordered and
+late. So sending never blocks, never raises, never queues in Python, and never tells whether it
+worked. What the transport does promise:
 
 - a message that `receive` returns was sent by the member it names, to this member, in this cluster,
-  and not by an older life of that member's process or lane (staleness filter on (incarnation, epoch),
-  never on seq: or duplicates and reordering could not be tested);
+  and not by an older life of that member's process or lane (staleness filter on (incarnation,
+  epoch), never on seq: or duplicates and reordering could not be tested);
 - `downs` reports a peer only when its endpoint refused a connection, which a living process never
   does.
 """
@@ -42,7 +42,7 @@ class Peers(Protocol):
         ...
 
     def receive(self, limit: int) -> list[Message]:
-        """Return at most `limit` messages that passed every check; fewer means the inbox is empty."""
+        """Return messages that passed every check, out of at most `limit` frames read."""
         ...
 
     def downs(self) -> list[PeerDown]:

@@ -1,0 +1,84 @@
+"""What must be true of one node after every step; a broken one stops the node (exit 70).
+
+`check_basic` is cheap and always on. `check_delta` compares with what was true before: terms,
+commit and applied indices never go back. `check_full` looks at the whole log and at every peer;
+tests run it after every step (LogCabin's RaftConsensusInvariants are the model).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zraft.core.model import NOBODY, HardState, Role
+from zraft.core.progress import ProgressState
+from zraft.core.state import RaftState
+
+
+class Seen(NamedTuple):
+    """What was true before the step."""
+
+    term: int = 0
+    voted_for: int = NOBODY
+    commit_index: int = 0
+    applied_index: int = 0
+
+
+def seen(st: RaftState) -> Seen:
+    """Return what `check_delta` will compare with."""
+    return Seen(st.term, st.voted_for, st.commit_index, st.applied_index)
+
+
+def check_basic(st: RaftState) -> None:
+    """Assert what costs nothing to assert."""
+    log = st.log
+    assert st.term >= log.last_term, (st.term, log.last_term)
+    assert st.applied_index <= st.handed_index <= st.commit_index <= log.last_index, (
+        st.applied_index,
+        st.handed_index,
+        st.commit_index,
+        log.last_index,
+    )
+    assert log.persisted_index <= log.saved_index <= log.last_index
+    assert st.durable.term <= st.term
+    assert (st.leadership is not None) == (st.role is Role.LEADER)
+    assert (st.attempt is not None) == (st.role in (Role.PRE_CANDIDATE, Role.CANDIDATE))
+    if st.role is Role.LEADER:
+        assert st.leader_id == st.me
+        assert st.durable == HardState(st.term, st.me), "a leader's vote is durable"
+    elif st.role is Role.CANDIDATE:
+        assert st.voted_for == st.me
+        assert st.leader_id == NOBODY
+    else:
+        assert st.leader_id != st.me
+
+
+def check_delta(st: RaftState, before: Seen) -> None:
+    """Assert that nothing went back, and that nobody changed a vote within a term (Raft §5.2)."""
+    assert st.term >= before.term, (before.term, st.term)
+    assert st.commit_index >= before.commit_index, (before.commit_index, st.commit_index)
+    assert st.applied_index >= before.applied_index
+    if st.term == before.term and before.voted_for != NOBODY:
+        assert st.voted_for == before.voted_for, "a second vote in one term"
+
+
+def check_full(st: RaftState) -> None:
+    """Assert everything that can be told from one node alone."""
+    check_basic(st)
+    log = st.log
+    assert log.terms_never_fall()
+    assert st.voters == tuple(sorted(set(st.voters)))
+    leadership = st.leadership
+    if leadership is None:
+        return
+    assert leadership.noop_index <= log.last_index
+    assert log.term(leadership.noop_index) == st.term
+    assert tuple(leadership.progress) == st.peers
+    for progress in leadership.progress.values():
+        assert progress.match_index < progress.next_index, progress
+        assert progress.next_index <= log.last_index + 1, progress
+        assert progress.acked_round <= progress.sent_round <= leadership.round, progress
+        if progress.state is ProgressState.PROBE:
+            assert len(progress.inflights) == 0, progress
+        assert len(progress.inflights) <= st.settings.max_inflight_messages
+    for pending in leadership.pending_reads:
+        assert pending.round <= leadership.round

@@ -1,0 +1,357 @@
+"""`Raft`: one way in, one way out (Ongaro & Ousterhout, "In Search of an Understandable Consensus
+Algorithm", extended version; Ongaro's thesis).
+
+The core is a state machine without clock, socket, file, thread or global randomness. Time comes in
+as `now_ms`, which never goes back; randomness is injected; everything it wants done comes out as a
+`Ready`. The same object runs in a node's poll loop and in the simulator.
+
+    step(message)    a peer's message          ready() -> Ready | None     what to do now
+    propose(…)       a client's commands       advance(ready)              it was done
+    read()           a linearizable read       on_applied(index)           applied so far
+    on_timer()       a deadline passed         next_deadline_ms()          when to call on_timer
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from zraft.core import election, invariants, reads, replication, roles
+from zraft.core.log import RaftLog
+from zraft.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Message,
+    RequestVote,
+    RequestVoteResponse,
+)
+from zraft.core.model import (
+    NOBODY,
+    Command,
+    Entries,
+    EntryCodec,
+    EntryId,
+    HardState,
+    MemberId,
+    Random,
+    Recovered,
+    Role,
+    Settings,
+)
+from zraft.core.notices import GraceGranted
+from zraft.core.ready import Ready
+from zraft.core.state import FAR_MS, RaftState
+
+
+def check_settings(settings: Settings) -> None:
+    """Assert the rules between the timers (design §10)."""
+    assert 1 <= settings.election_min_ms <= settings.election_max_ms
+    assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
+
+
+class Raft:
+    """One member's Raft. See the module; the contract of `Ready` is in `zraft.core.ready`."""
+
+    __slots__ = ("_outstanding", "_seen", "_thorough", "state")
+
+    def __init__(
+        self,
+        me: MemberId,
+        recovered: Recovered,
+        *,
+        settings: Settings,
+        codec: EntryCodec,
+        random: Random,
+        now_ms: int,
+        thorough: bool = False,
+    ) -> None:
+        """Start as a follower with what the disk holds; nothing counts as committed.
+
+        `thorough` checks every invariant after every step: for tests and the simulator.
+        """
+        check_settings(settings)
+        hard_state = recovered.hard_state
+        log = RaftLog(recovered.entries)
+        assert hard_state.term >= log.last_term, "the log is newer than the hard state"
+        self.state = RaftState(
+            me=me,
+            settings=settings,
+            configuration=recovered.configuration,
+            codec=codec,
+            random=random,
+            term=hard_state.term,
+            voted_for=hard_state.voted_for,
+            durable=hard_state,
+            log=log,
+            now_ms=now_ms,
+        )
+        self._outstanding: Ready | None = None
+        self._thorough = thorough
+        self._seen = invariants.seen(self.state)
+        roles.reset_election_timer(self.state)
+        self._check()
+
+    # What is known
+
+    @property
+    def role(self) -> Role:
+        """The role now."""
+        return self.state.role
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self.state.term
+
+    @property
+    def leader_id(self) -> MemberId:
+        """The leader of the current term as far as known, NOBODY otherwise."""
+        return self.state.leader_id
+
+    @property
+    def commit_index(self) -> int:
+        """The last index known to be committed."""
+        return self.state.commit_index
+
+    @property
+    def last_id(self) -> EntryId:
+        """Index and term of the last entry."""
+        return self.state.log.last_id
+
+    @property
+    def can_serve_reads(self) -> bool:
+        """Whether this node leads and has committed an entry of its term (thesis §6.4)."""
+        leadership = self.state.leadership
+        return leadership is not None and self.state.commit_index >= leadership.noop_index
+
+    def next_deadline_ms(self) -> int:
+        """Return when `on_timer` has something to do, on the clock of `now_ms`."""
+        st = self.state
+        if st.leadership is not None:
+            if st.settings.check_quorum and len(st.voters) > 1:
+                return min(st.leadership.heartbeat_ms, st.leadership.check_quorum_ms)
+            return st.leadership.heartbeat_ms
+        if st.me not in st.voters:
+            return FAR_MS
+        deadline_ms = st.election_deadline_ms
+        if st.hint is not None:
+            deadline_ms = min(deadline_ms, st.hint.deadline_ms)
+        if st.attempt is not None:
+            deadline_ms = min(deadline_ms, st.attempt.resend_ms)
+        return deadline_ms
+
+    # One way in
+
+    def _enter(self, now_ms: int) -> RaftState:
+        """Assert that nothing is outstanding, and take the time in; it never goes back."""
+        assert self._outstanding is None, "the Ready handed out was not advanced"
+        st = self.state
+        st.now_ms = max(st.now_ms, now_ms)
+        return st
+
+    def _check(self) -> None:
+        st = self.state
+        if self._thorough:
+            invariants.check_full(st)
+        else:
+            invariants.check_basic(st)
+        invariants.check_delta(st, self._seen)
+        self._seen = invariants.seen(st)
+
+    def step(self, message: Message, *, now_ms: int) -> None:
+        """Take one message of a peer. The transport has checked it: ours, from a member."""
+        st = self._enter(now_ms)
+        assert message.dst == st.me, (message.dst, st.me)
+        if message.src not in st.voters or message.src == st.me:
+            return
+        if message.term >= st.term and message.src == st.leader_id:
+            election.cancel_hint(st, message.src, message.term)
+        match message:
+            case AppendEntries():
+                replication.on_append_entries(st, message)
+            case AppendEntriesResponse():
+                replication.on_append_entries_response(st, message)
+            case RequestVote():
+                election.on_request_vote(st, message)
+            case RequestVoteResponse():
+                election.on_request_vote_response(st, message)
+            case _:
+                assert_never(message)
+        self._check()
+
+    def propose(self, commands: list[Command], *, now_ms: int) -> EntryId | None:
+        """Append commands to the log; return index and term of the first, None if not the leader.
+
+        They are committed when an entry with that index *and* that term is. A batch of commands
+        costs one message a peer and one sync.
+        """
+        st = self._enter(now_ms)
+        if st.role is not Role.LEADER or not commands:
+            return None
+        first_index = roles.append_own(st, commands)
+        self._check()
+        return EntryId(first_index, st.term)
+
+    def read(self, *, now_ms: int) -> int | None:
+        """Ask for a linearizable read; return its id in `Ready.reads`, None if not the leader."""
+        return reads.read(self._enter(now_ms))
+
+    def campaign(self, *, now_ms: int) -> bool:
+        """Stand for election now, without a pre-vote; False when this node leads or can't vote."""
+        st = self._enter(now_ms)
+        if st.role is Role.LEADER or st.me not in st.voters:
+            return False
+        election.start_vote(st, "campaign")
+        self._check()
+        return True
+
+    def step_down(self, *, now_ms: int, reason: str = "step_down") -> bool:
+        """Give up leadership now; False when this node does not lead."""
+        st = self._enter(now_ms)
+        if st.role is not Role.LEADER:
+            return False
+        roles.become_follower(st, st.term, leader=NOBODY, reason=reason)
+        self._check()
+        return True
+
+    def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
+        """Learn that a peer's process is gone: its endpoint refused a connection."""
+        st = self._enter(now_ms)
+        replication.on_peer_down(st, peer)
+        election.on_peer_down(st, peer, incarnation)
+        self._check()
+
+    def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
+        """Do what is due. Read the inbox first, and say whether it is empty.
+
+        Heartbeats leave whenever they are due. An election or a lost quorum is concluded when
+        nothing waits to be read, or when the deadline is more than a heartbeat past: a flood of
+        messages must not stop elections.
+        """
+        st = self._enter(now_ms)
+        leadership = st.leadership
+        if leadership is not None:
+            if st.now_ms >= leadership.heartbeat_ms:
+                leadership.heartbeat_due = True
+                leadership.heartbeat_ms = st.now_ms + st.settings.heartbeat_ms
+            watched = st.settings.check_quorum and len(st.voters) > 1
+            if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
+                replication.check_quorum(st)
+        elif st.me in st.voters:
+            self._on_election_timer(inbox_empty)
+        self._check()
+
+    def _on_election_timer(self, inbox_empty: bool) -> None:
+        st = self.state
+        if self._is_due(st.election_deadline_ms, inbox_empty):
+            election.start(st, "timeout")
+        elif st.hint is not None and self._is_due(st.hint.deadline_ms, inbox_empty):
+            election.on_hint_deadline(st)
+        elif st.attempt is not None and st.now_ms >= st.attempt.resend_ms:
+            election.ask_for_votes(st)
+
+    def _is_due(self, deadline_ms: int, inbox_empty: bool) -> bool:
+        late_ms = self.state.now_ms - deadline_ms
+        return late_ms >= 0 and (inbox_empty or late_ms > self.state.settings.heartbeat_ms)
+
+    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
+        """Put a deadline off that came due while this process did not run, once.
+
+        A paused process must read what came in meanwhile before it concludes that nobody spoke;
+        messages may still be on their way through the I/O thread. Never two graces in a row.
+        """
+        st = self._enter(now_ms)
+        grace_ms = st.settings.heartbeat_ms
+        until_ms = st.now_ms + grace_ms
+        leadership = st.leadership
+        deadline_ms = st.election_deadline_ms if leadership is None else leadership.check_quorum_ms
+        if st.grace_used or deadline_ms >= until_ms:
+            return
+        if leadership is None:
+            st.election_deadline_ms = until_ms
+        else:
+            leadership.check_quorum_ms = until_ms
+        st.grace_used = True
+        st.notices.append(GraceGranted(late_ms, grace_ms))
+
+    # One way out
+
+    def ready(self) -> Ready | None:
+        """Return what to do now, None when there is nothing. See `zraft.core.ready`."""
+        assert self._outstanding is None, "the Ready handed out was not advanced"
+        st = self.state
+        if st.leadership is not None:
+            reads.open_round(st, st.leadership)
+            replication.replicate(st)
+            reads.maybe_confirm(st, st.leadership)
+        hard_state = HardState(st.term, st.voted_for)
+        entries = st.log.take_unsaved()
+        committed = self._next_committed()
+        ready = Ready(
+            messages=st.messages,
+            hard_state=None if hard_state == st.durable else hard_state,
+            entries=entries,
+            messages_after_persist=st.messages_after_persist,
+            committed=committed,
+            aborted_term=st.aborted_term,
+            reads=st.reads,
+            aborted_reads=st.aborted_reads,
+            notices=st.notices,
+        )
+        if ready.messages and st.durable.term < st.term:
+            # They carry a term that is not durable yet: they wait for the sync as well.
+            ready.messages_after_persist = ready.messages + ready.messages_after_persist
+            ready.messages = []
+        if not (
+            ready.messages
+            or ready.must_persist
+            or ready.messages_after_persist
+            or committed is not None
+            or ready.reads
+            or ready.aborted_reads
+            or ready.notices
+            or ready.aborted_term is not None
+        ):
+            return None
+        st.messages, st.messages_after_persist = [], []
+        st.reads, st.aborted_reads, st.notices = [], [], []
+        st.aborted_term = None
+        self._outstanding = ready
+        return ready
+
+    def _next_committed(self) -> Entries | None:
+        st = self.state
+        if st.handed_index != st.applied_index or st.handed_index == st.commit_index:
+            return None
+        committed = st.log.slice(
+            st.handed_index + 1,
+            st.commit_index,
+            st.settings.apply_batch_bytes,
+            st.settings.apply_batch_entries,
+        )
+        st.handed_index = committed.last_index
+        return committed
+
+    def advance(self, ready: Ready) -> None:
+        """Learn that `ready` was done: persisted, sent, handed on. Only now the own vote counts."""
+        assert ready is self._outstanding, "not the Ready that was handed out"
+        self._outstanding = None
+        st = self.state
+        if ready.hard_state is not None:
+            st.durable = ready.hard_state
+        if ready.entries is not None:
+            index, term = ready.entries.last_index, ready.entries.terms[-1]
+            assert st.log.term(index) == term, "the log changed between ready and advance"
+            st.log.persisted_index = index
+            if st.leadership is not None:
+                replication.maybe_commit(st)
+        own_vote_counts = st.durable == HardState(st.term, st.me)
+        if st.role is Role.CANDIDATE and st.attempt is not None and own_vote_counts:
+            st.attempt.votes[st.me] = True
+            election.maybe_finish(st)
+        self._check()
+
+    def on_applied(self, index: int) -> None:
+        """Learn that the state machine has applied everything up to `index`."""
+        st = self.state
+        assert st.applied_index <= index <= st.handed_index, (index, st.handed_index)
+        st.applied_index = index

@@ -1,0 +1,302 @@
+"""Log replication: what is sent, what is accepted, when an entry is committed (Raft §5.3).
+
+Appends are made when a Ready is made, not when a command is proposed: whatever came in during a
+turn of the loop leaves in one message a peer. A heartbeat is an append without entries that still
+checks the place where the logs meet, so that a lost append is found without another retry layer.
+"""
+
+from __future__ import annotations
+
+from zraft.core import election, roles
+from zraft.core.messages import AppendEntries, AppendEntriesResponse
+from zraft.core.model import NOBODY, Entries, MemberId, Role
+from zraft.core.notices import (
+    CommitAdvanced,
+    EntriesAppended,
+    EntriesTruncated,
+    ProgressChanged,
+    QuorumLost,
+)
+from zraft.core.progress import Progress, ProgressState
+from zraft.core.quorum import reached_by_quorum
+from zraft.core.state import Leadership, RaftState
+
+# The leader's side: sending
+
+
+def replicate(st: RaftState) -> None:
+    """Make the appends that are due: entries, heartbeats, news of the commit index, rounds."""
+    leadership = st.leadership
+    assert leadership is not None
+    beat = leadership.heartbeat_due
+    leadership.heartbeat_due = False
+    wants_round = bool(leadership.pending_reads)
+    for progress in leadership.progress.values():
+        sent = _send_entries(st, leadership, progress)
+        news = progress.state is ProgressState.REPLICATE and progress.sent_commit < st.commit_index
+        unheard_round = wants_round and progress.sent_round < leadership.round
+        if not sent and (beat or news or unheard_round):
+            empty = Entries(progress.next_index, [], [])
+            _send_append(st, leadership, progress, empty)
+
+
+def _send_entries(st: RaftState, leadership: Leadership, progress: Progress) -> bool:
+    """Send entries as far as state and window allow; return whether any append was sent."""
+    settings = st.settings
+    last_index = st.log.last_index
+    if progress.state is ProgressState.PROBE:
+        if progress.probe_sent or progress.next_index > last_index:
+            return False
+        batch = _next_batch(st, progress)
+        _send_append(st, leadership, progress, batch)
+        progress.probe_sent = True
+        return True
+    sent = False
+    while progress.state is ProgressState.REPLICATE and progress.next_index <= last_index:
+        inflights = progress.inflights
+        if (
+            len(inflights) >= settings.max_inflight_messages
+            or inflights.bytes >= settings.max_inflight_bytes
+        ):
+            break
+        batch = _next_batch(st, progress)
+        _send_append(st, leadership, progress, batch)
+        progress.next_index = batch.last_index + 1
+        inflights.add(batch.last_index, sum(map(len, batch.payloads)))
+        sent = True
+    return sent
+
+
+def _next_batch(st: RaftState, progress: Progress) -> Entries:
+    return st.log.slice(
+        progress.next_index, st.log.last_index, st.settings.max_batch_bytes, st.log.last_index
+    )
+
+
+def _send_append(
+    st: RaftState, leadership: Leadership, progress: Progress, entries: Entries
+) -> None:
+    prev_index = entries.first_index - 1
+    prev_term = st.log.term(prev_index)
+    assert prev_term is not None, (prev_index, st.log.last_index)
+    st.say(
+        AppendEntries(
+            st.me,
+            progress.peer,
+            st.term,
+            prev_index,
+            prev_term,
+            st.commit_index,
+            leadership.round,
+            entries,
+        )
+    )
+    progress.sent_commit = st.commit_index
+    progress.sent_round = leadership.round
+
+
+# The follower's side
+
+
+def on_append_entries(st: RaftState, m: AppendEntries) -> None:
+    """Append the leader's entries where the logs match, and acknowledge what matched.
+
+    Invariant: never removes an entry at or below `commit_index`; removes only from the first entry
+    that really conflicts, so that an old or overlapping append takes nothing away.
+    Durability: the acknowledgement goes to `messages_after_persist`.
+    Source: Raft §5.3, Fig. 2 "AppendEntries RPC", receiver rules 1–5.
+    """
+    if m.term < st.term:
+        _answer(st, m, AppendEntriesResponse(st.me, m.src, st.term, False, 0, 0, 0, m.round))
+        return
+    if m.term > st.term or st.role is not Role.FOLLOWER or st.leader_id != m.src:
+        _follow(st, m)
+    st.leader_contact_ms = st.now_ms
+    roles.reset_election_timer(st)
+    election.cancel_hint(st, m.src, m.term)
+
+    if st.log.term(m.prev_log_index) != m.prev_log_term:
+        _refuse(st, m)
+        return
+    _append_new(st, m)
+    last_new_index = m.last_new_index
+    advance_commit(st, min(m.leader_commit, last_new_index))
+    _answer(
+        st, m, AppendEntriesResponse(st.me, m.src, st.term, True, last_new_index, 0, 0, m.round)
+    )
+
+
+def _follow(st: RaftState, m: AppendEntries) -> None:
+    """Recognise the sender as the leader of its term (Raft §5.2)."""
+    same_term = m.term == st.term
+    assert not (same_term and st.role is Role.LEADER), f"two leaders in term {m.term}"
+    assert not same_term or st.leader_id in (NOBODY, m.src), f"two leaders in term {m.term}"
+    reason = "leader_found" if same_term else "higher_term"
+    election.give_up(st, m.term, leader=m.src, reason=reason, peer=m.src)
+
+
+def _append_new(st: RaftState, m: AppendEntries) -> None:
+    """Add what is missing; replace what conflicts (Fig. 2, rules 3 and 4)."""
+    conflict = st.log.find_conflict(m.entries)
+    if conflict is None:
+        return
+    last_index = st.log.last_index
+    if conflict <= last_index:
+        assert conflict > st.commit_index, "a leader contradicts a committed entry"
+        st.log.truncate_from(conflict)
+        st.notices.append(EntriesTruncated(conflict, last_index, m.src))
+    skip = conflict - m.entries.first_index
+    st.log.append(m.entries.terms[skip:], m.entries.payloads[skip:])
+    st.notices.append(EntriesAppended(conflict, st.log.last_index, m.src))
+
+
+def _refuse(st: RaftState, m: AppendEntries) -> None:
+    """Refuse, with the place to look at next (Raft §5.3, fast back-up)."""
+    mine = st.log.term(m.prev_log_index)
+    if mine is None:
+        conflict_index, conflict_term = st.log.last_index + 1, 0
+    else:
+        conflict_index = st.log.first_index_of_term(m.prev_log_index)
+        conflict_term = mine
+    _answer(
+        st,
+        m,
+        AppendEntriesResponse(
+            st.me, m.src, st.term, False, 0, conflict_index, conflict_term, m.round
+        ),
+    )
+
+
+def _answer(st: RaftState, m: AppendEntries, response: AppendEntriesResponse) -> None:
+    assert response.match_index <= st.log.last_index
+    assert response.dst == m.src
+    st.say(response)
+
+
+def advance_commit(st: RaftState, index: int) -> None:
+    """Raise the commit index; a lower or equal `index` changes nothing: it never falls."""
+    if index > st.commit_index:
+        assert index <= st.log.last_index, (index, st.log.last_index)
+        st.notices.append(CommitAdvanced(st.commit_index, index))
+        st.commit_index = index
+
+
+# The leader's side: answers
+
+
+def on_append_entries_response(st: RaftState, m: AppendEntriesResponse) -> None:
+    """Move the peer's progress, and the commit index with it.
+
+    Answers of other terms count for nothing: an acknowledgement of an older leadership says nothing
+    about this log (openraft cecb5de8).
+    """
+    if m.term > st.term:
+        election.give_up(st, m.term, leader=NOBODY, reason="higher_term", peer=m.src)
+        return
+    leadership = st.leadership
+    if m.term < st.term or leadership is None:
+        return
+    progress = leadership.progress.get(m.src)
+    if progress is None or m.match_index > st.log.last_index:
+        return
+    progress.last_contact_ms = st.now_ms
+    if m.round <= leadership.round:
+        progress.acked_round = max(progress.acked_round, m.round)
+    if m.success:
+        rose = progress.on_accepted(m.match_index)
+        if progress.state is ProgressState.PROBE:
+            _change(st, progress, ProgressState.REPLICATE, "accepted")
+        if rose:
+            maybe_commit(st)
+    else:
+        _back_up(st, progress, m)
+
+
+def _back_up(st: RaftState, progress: Progress, m: AppendEntriesResponse) -> None:
+    """Go back to where the logs may meet; ignore refusals that older sends explain.
+
+    If the leader has the conflicting term too, the logs may agree up to its last entry of it;
+    otherwise not before the peer's first entry of it. A peer whose log was too short at a place
+    that it has acknowledged since, and a target that would not lower `next_index`, belong to
+    appends from before the last back-up. What was acknowledged is durable, so nothing goes back
+    below it.
+    """
+    target = m.conflict_index
+    if m.conflict_term == 0:
+        if target <= progress.match_index:
+            return
+    else:
+        last_of_term = st.log.last_index_of_term(m.conflict_term)
+        if last_of_term is not None and target <= last_of_term < progress.next_index - 1:
+            target = last_of_term + 1
+        target = max(target, progress.match_index + 1)
+    if target >= progress.next_index:
+        return
+    if progress.state is ProgressState.PROBE:
+        progress.become_probe(target)
+    else:
+        _change(st, progress, ProgressState.PROBE, "refused", target)
+
+
+def _change(
+    st: RaftState, progress: Progress, new: ProgressState, reason: str, next_index: int = 0
+) -> None:
+    old = progress.state
+    if new is ProgressState.REPLICATE:
+        progress.become_replicate()
+    else:
+        progress.become_probe(next_index)
+    st.notices.append(
+        ProgressChanged(progress.peer, old.value, new.value, progress.match_index, reason)
+    )
+
+
+def on_peer_down(st: RaftState, peer: MemberId) -> None:
+    """Probe a peer whose process is gone: what was in flight to it is lost."""
+    leadership = st.leadership
+    progress = None if leadership is None else leadership.progress.get(peer)
+    if progress is not None and progress.state is ProgressState.REPLICATE:
+        _change(st, progress, ProgressState.PROBE, "peer_down", progress.match_index + 1)
+
+
+def maybe_commit(st: RaftState) -> None:
+    """Commit what a quorum holds durably, by counting, for entries of the current term only.
+
+    Older entries are committed with them, never on their own: Figure 8 (Raft §5.4.2).
+    """
+    leadership = st.leadership
+    assert leadership is not None
+    matches = [progress.match_index for progress in leadership.progress.values()]
+    matches.append(st.log.persisted_index)
+    index = reached_by_quorum(matches, len(st.voters))
+    if index > st.commit_index and st.log.term(index) == st.term:
+        advance_commit(st, index)
+
+
+# The leader's side: CheckQuorum
+
+
+def quorum_contact_ms(st: RaftState, leadership: Leadership) -> int:
+    """Return the last moment at which a quorum, this node among it, had been heard."""
+    contacts = [progress.last_contact_ms for progress in leadership.progress.values()]
+    contacts.append(st.now_ms)
+    return reached_by_quorum(contacts, len(st.voters))
+
+
+def check_quorum(st: RaftState) -> None:
+    """Step down if no quorum was heard for the longest election timeout (thesis §6.2)."""
+    leadership = st.leadership
+    assert leadership is not None
+    limit_ms = st.settings.election_max_ms
+    deadline_ms = quorum_contact_ms(st, leadership) + limit_ms
+    if st.now_ms < deadline_ms:
+        leadership.check_quorum_ms = deadline_ms
+        st.grace_used = False
+        return
+    heard = tuple(
+        progress.peer
+        for progress in leadership.progress.values()
+        if st.now_ms - progress.last_contact_ms < limit_ms
+    )
+    st.notices.append(QuorumLost(st.term, heard))
+    roles.become_follower(st, st.term, leader=NOBODY, reason="quorum_lost")

@@ -1,0 +1,154 @@
+"""Every change of role. `RaftState.role` is assigned in this file and nowhere else.
+
+   ┌──────────────── a leader of this term, or a higher term ───────────────┐
+   ▼                                                                        │
+FOLLOWER ──deadline or hint──▶ PRE_CANDIDATE ──quorum──▶ CANDIDATE ──quorum──▶ LEADER
+   ▲                             │                          │  (Raft §5.2, thesis §9.6)
+   └──────── refused ────────────┴──────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from zraft.core.model import NOBODY, Command, EntryType, HardState, MemberId, Role
+from zraft.core.notices import (
+    EntriesAppended,
+    LeaderChanged,
+    RoleChanged,
+    TermAdvanced,
+)
+from zraft.core.progress import Progress
+from zraft.core.state import Attempt, Leadership, RaftState
+
+
+def reset_election_timer(st: RaftState) -> None:
+    """Draw a new election deadline (Raft §5.2: randomised anew each time)."""
+    settings = st.settings
+    wait_ms = st.draw_ms(settings.election_min_ms, settings.election_max_ms)
+    st.election_deadline_ms = st.now_ms + wait_ms
+    st.grace_used = False
+
+
+def _advance_term(st: RaftState, term: int, voted_for: MemberId, peer: MemberId) -> None:
+    """Enter a higher term; the vote starts empty or is this node's own, in one step."""
+    assert term > st.term, (term, st.term)
+    st.notices.append(TermAdvanced(st.term, term, peer))
+    st.term = term
+    st.voted_for = voted_for
+    st.leader_contact_ms = None
+    st.hint = None
+
+
+def _set_role(st: RaftState, role: Role, reason: str) -> None:
+    if st.role is not role:
+        st.notices.append(RoleChanged(st.role.value, role.value, st.term, reason))
+        st.role = role
+
+
+def _set_leader(st: RaftState, leader: MemberId) -> None:
+    if st.leader_id != leader:
+        st.leader_id = leader
+        st.notices.append(LeaderChanged(leader, st.term))
+
+
+def _end_leadership(st: RaftState, term: int) -> None:
+    """Give back what a leader holds: its proposals are undecided now, its reads unanswered."""
+    leadership = st.leadership
+    if leadership is None:
+        return
+    st.aborted_term = term
+    st.aborted_reads.extend(read.read_id for read in leadership.pending_reads)
+    if leadership.open_read_id is not None:
+        st.aborted_reads.append(leadership.open_read_id)
+    st.leadership = None
+
+
+def become_follower(
+    st: RaftState, term: int, *, leader: MemberId, reason: str, peer: MemberId = NOBODY
+) -> None:
+    """Follow `leader` (NOBODY: none known yet) in `term`, which is not below the current one.
+
+    The election timer runs on, unless this node led: it is restarted by hearing a leader and by
+    granting a vote only, or a node with a stale log could keep all others from standing.
+    """
+    assert term >= st.term, (term, st.term)
+    was_leader = st.role is Role.LEADER
+    _end_leadership(st, st.term)
+    if term > st.term:
+        _advance_term(st, term, NOBODY, peer)
+    st.attempt = None
+    _set_role(st, Role.FOLLOWER, reason)
+    _set_leader(st, leader)
+    if was_leader:
+        st.leader_contact_ms = None
+        reset_election_timer(st)
+
+
+def become_pre_candidate(st: RaftState, reason: str) -> None:
+    """Ask whether an election could be won; term and vote stay (thesis §9.6)."""
+    assert st.role is not Role.LEADER
+    started_ms = st.now_ms
+    if st.role is not Role.FOLLOWER and st.attempt is not None:
+        started_ms = st.attempt.started_ms
+    st.attempt = Attempt(
+        vote_term=st.term + 1,
+        started_ms=started_ms,
+        resend_ms=st.now_ms + st.settings.heartbeat_ms,
+        votes={st.me: True},
+    )
+    _set_role(st, Role.PRE_CANDIDATE, reason)
+    reset_election_timer(st)
+
+
+def become_candidate(st: RaftState, reason: str) -> None:
+    """Enter the next term and vote for oneself; the vote counts once it is durable (Raft §5.2)."""
+    assert st.role is not Role.LEADER
+    started_ms = st.now_ms if st.attempt is None else st.attempt.started_ms
+    _advance_term(st, st.term + 1, st.me, NOBODY)
+    st.attempt = Attempt(
+        vote_term=st.term,
+        started_ms=started_ms,
+        resend_ms=st.now_ms + st.settings.heartbeat_ms,
+    )
+    _set_role(st, Role.CANDIDATE, reason)
+    _set_leader(st, NOBODY)
+    reset_election_timer(st)
+
+
+def become_leader(st: RaftState) -> None:
+    """Lead the current term: probe every peer, and open the term with a no-op (thesis §6.4)."""
+    assert st.role is Role.CANDIDATE, st.role
+    assert st.durable == HardState(st.term, st.me), "leads a term that is not durable"
+    attempt = st.attempt
+    assert attempt is not None
+    next_index = st.log.last_index + 1
+    last_payload = st.log.last_payload
+    st.leadership = Leadership(
+        progress={peer: Progress(peer, next_index, st.now_ms) for peer in st.peers},
+        noop_index=next_index,
+        started_ms=st.now_ms,
+        log_time_base_ms=0 if last_payload is None else st.codec.log_time_ms(last_payload),
+        heartbeat_ms=st.now_ms + st.settings.heartbeat_ms,
+        check_quorum_ms=st.now_ms + st.settings.election_max_ms,
+    )
+    st.campaign_started_ms = attempt.started_ms
+    st.attempt = None
+    _set_role(st, Role.LEADER, "election_won")
+    _set_leader(st, st.me)
+    append_own(st, [Command(b"", EntryType.NOOP)])
+
+
+def append_own(st: RaftState, commands: list[Command]) -> int:
+    """Append commands to the leader's own log (Leader Append-Only); return the first one's index.
+
+    Each is encoded here, once, with the term and the log time: the log time at the start of the
+    term plus the leader's own time since, so that it never decreases along the log.
+    """
+    leadership = st.leadership
+    assert leadership is not None
+    first_index = st.log.last_index + 1
+    log_time_ms = leadership.log_time_base_ms + max(0, st.now_ms - leadership.started_ms)
+    encode, term = st.codec.encode, st.term
+    payloads = [encode(command, term=term, log_time_ms=log_time_ms) for command in commands]
+    st.log.append([term] * len(payloads), payloads)
+    st.notices.append(EntriesAppended(first_index, st.log.last_index, st.me))
+    return first_index

@@ -1,0 +1,151 @@
+"""The state of one Raft node: one plain value, over which the topic modules are functions.
+
+Fields are grouped as in the paper's Figure 2: persistent, volatile on all, volatile on candidates,
+volatile on leaders. Who may write what: `role`, `leader_id` and what hangs on them only `roles`;
+`commit_index` only `replication`; the outbox only `say`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from zraft.core.log import RaftLog
+from zraft.core.messages import AppendEntries, Message, RequestVote
+from zraft.core.model import (
+    NOBODY,
+    Configuration,
+    EntryCodec,
+    HardState,
+    MemberId,
+    Random,
+    Role,
+    Settings,
+    quorum_size,
+)
+from zraft.core.notices import Notice
+from zraft.core.progress import Progress
+from zraft.core.ready import ReadState
+
+FAR_MS = 1 << 62
+"""A deadline that never comes."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A pre-vote or an election under way (pre-candidates and candidates)."""
+
+    vote_term: int
+    started_ms: int
+    resend_ms: int  # when unanswered requests are sent again
+    votes: dict[MemberId, bool] = field(default_factory=dict)
+
+
+class PendingRead(NamedTuple):
+    """A read that waits for its round to be confirmed and for `index` to be committed."""
+
+    read_id: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    round: int
+
+
+@dataclass(slots=True)
+class Leadership:
+    """What only a leader has; made anew for each term it leads."""
+
+    progress: dict[MemberId, Progress]  # peers only, in the order of their ids
+    noop_index: int  # the entry that opens the term
+    started_ms: int
+    log_time_base_ms: int
+    heartbeat_ms: int  # next heartbeat
+    check_quorum_ms: int  # next time to ask whether a quorum is still there
+    round: int = 0
+    heartbeat_due: bool = True
+    open_read_id: int | None = None  # a read whose round has not been sent yet
+    pending_reads: list[PendingRead] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Hint:
+    """The leader's process is known to be gone, although its timeout has not run out."""
+
+    leader: MemberId
+    term: int
+    incarnation: int
+    deadline_ms: int
+
+
+@dataclass(slots=True)
+class RaftState:
+    """Everything one node knows. See the module for who writes what."""
+
+    me: MemberId
+    settings: Settings
+    configuration: Configuration
+    codec: EntryCodec
+    random: Random
+
+    # Persistent on all servers: what it is, and what of it is durable already.
+    term: int
+    voted_for: MemberId
+    durable: HardState
+    log: RaftLog
+
+    # Volatile on all servers.
+    now_ms: int
+    role: Role = Role.FOLLOWER
+    leader_id: MemberId = NOBODY
+    leader_contact_ms: int | None = None
+    election_deadline_ms: int = FAR_MS
+    grace_used: bool = False
+    hint: Hint | None = None
+    commit_index: int = 0
+    handed_index: int = 0  # given out to be applied
+    applied_index: int = 0
+    next_read_id: int = 1
+
+    # Volatile on candidates and on leaders.
+    attempt: Attempt | None = None
+    campaign_started_ms: int = 0  # of the attempt that led to this leadership, pre-vote included
+    leadership: Leadership | None = None
+
+    # The outbox: what the next Ready hands out.
+    messages: list[Message] = field(default_factory=list)
+    messages_after_persist: list[Message] = field(default_factory=list)
+    reads: list[ReadState] = field(default_factory=list)
+    aborted_reads: list[int] = field(default_factory=list)
+    aborted_term: int | None = None
+    notices: list[Notice] = field(default_factory=list)
+
+    @property
+    def voters(self) -> tuple[MemberId, ...]:
+        """The members that vote, sorted, this node among them if it votes."""
+        return self.configuration.voters
+
+    @property
+    def peers(self) -> tuple[MemberId, ...]:
+        """The voters other than this node, sorted."""
+        return tuple(voter for voter in self.configuration.voters if voter != self.me)
+
+    @property
+    def quorum(self) -> int:
+        """How many voters make a majority."""
+        return quorum_size(self.configuration.voters)
+
+    def say(self, message: Message) -> None:
+        """Put a message where it may leave: "durable, then spoken" decides, not the caller.
+
+        Appends, heartbeats and pre-vote requests promise nothing; all replies and real requests for
+        votes do, and wait for the sync (thesis §3.8).
+        """
+        promises_nothing = isinstance(message, AppendEntries) or (
+            isinstance(message, RequestVote) and message.pre_vote
+        )
+        if promises_nothing:
+            self.messages.append(message)
+        else:
+            self.messages_after_persist.append(message)
+
+    def draw_ms(self, low_ms: int, high_ms: int) -> int:
+        """Return a random whole number in [low_ms, high_ms]."""
+        return low_ms + int(self.random.random() * (high_ms - low_ms + 1))
