@@ -310,3 +310,14 @@ def test_development_extra_and_group_are_the_same(project: dict[str, dict[str, o
     extras = project["project"]["optional-dependencies"]
     assert isinstance(extras, dict)
     assert extras["dev"] == project["dependency-groups"]["dev"]
+
+
+def test_every_module_has_its_layer(project: dict[str, dict[str, object]]) -> None:
+    """A module that no contract names could import upwards unseen."""
+    tool = project["tool"]["importlinter"]
+    assert isinstance(tool, dict)
+    layers = " ".join(tool["contracts"][0]["layers"])
+    named = set(re.findall(r"[a-z_.]+", layers))
+    modules = {f"zraft.{p.stem}" for p in (ROOT / "zraft").glob("*.py") if p.stem[0] != "_"}
+    modules |= {f"zraft.{p.parent.name}" for p in (ROOT / "zraft").glob("*/__init__.py")}
+    assert modules - named == set()
