@@ -21,7 +21,6 @@ size: a connecting socket that refuses a frame is dead for good, and the leader 
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +29,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
+from zraft import clock
 from zraft.api import Reply, Request
 from zraft.core.model import NOBODY, MemberId
 from zraft.errors import DecodeError, VersionError
 from zraft.node.rejects import Rejects
+from zraft.transport.bind import HANDSHAKE_MS, make_router, set_tcp_options
 from zraft.wire import (
     MAX_CLIENT_FRAME_BYTES,
     MAX_REQUEST_BYTES,
@@ -49,6 +50,7 @@ MAX_FRAMES = 512  # of clients, a turn; the rest waits in the socket
 MAX_REQUESTS = 1024  # a turn; the frame that passes it is still taken whole
 MAX_BYTES = 4 << 20  # a turn
 MAX_FORWARDED_FRAMES = 256  # of one leader, a turn
+RECONNECT_MS = 25  # between two attempts to reach the same leader
 REPLY_FRAME_BYTES = 1 << 20  # a frame is closed when the next reply would pass this
 _OVERHEAD_BYTES = 80  # of a request or reply around its body, at most
 _FRAME_HEAD_BYTES = 64
@@ -111,6 +113,8 @@ class ClientSockets:
         self._router: zmq.Socket[bytes] | None = None
         self._links: dict[MemberId, _Link] = {}
         self._broken: list[ForwardBatch] = []
+        self._expected: MemberId = NOBODY
+        self._reconnect_ms = 0
         self._replies: dict[bytes, list[Reply]] = {}
         self.requests_received = 0
         self.replies_sent = 0
@@ -118,20 +122,19 @@ class ClientSockets:
         self.requests_forwarded = 0
 
     def bind(self, endpoint: str) -> None:
-        """Bind the client socket: requests arrive now. ZMQError when the address is taken."""
-        router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.SNDHWM, 1000)
-        router.setsockopt(zmq.RCVHWM, 0)
-        router.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-        router.setsockopt(zmq.MAXMSGSIZE, MAX_CLIENT_FRAME_BYTES)
-        router.setsockopt(zmq.BACKLOG, 128)
-        try:
-            bind_privately(router, endpoint)
-        except zmq.ZMQError:
-            router.close(0)
-            raise
+        """Bind the client socket: requests arrive now.
+
+        Raises:
+            SupervisorError: the address stays in use (exit code 75).
+            StorageError: it can not be bound for another reason.
+        """
+        router = make_router(
+            self._context,
+            endpoint,
+            max_frame_bytes=MAX_CLIENT_FRAME_BYTES,
+            mandatory=True,
+            now_ms=clock.now_ms,
+        )
         self._router = router
         self._poller.register(router, zmq.POLLIN)
 
@@ -210,11 +213,18 @@ class ClientSockets:
 
     # Forwarding
 
-    def expect_leader(self, leader: MemberId) -> None:
+    def expect_leader(self, leader: MemberId, now_ms: int) -> None:
         """Connect to the client socket of `leader` now, so that the first request need not wait.
 
-        Links to other members that never got a connection are given up.
+        Links to other members that never got a connection are given up. A lost link is made anew
+        here, at most every RECONNECT_MS.
         """
+        if leader == self._expected and (leader == NOBODY or leader in self._links):
+            return
+        if leader == self._expected and now_ms < self._reconnect_ms:
+            return
+        self._expected = leader
+        self._reconnect_ms = now_ms + RECONNECT_MS
         for link in [*self._links.values()]:
             if link.leader != leader and not link.connected and not link.sent:
                 self._close_link(link)
@@ -276,10 +286,11 @@ class ClientSockets:
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.SNDHWM, 1000)
         dealer.setsockopt(zmq.RCVHWM, 0)
-        dealer.setsockopt(zmq.HANDSHAKE_IVL, 2000)
-        dealer.setsockopt(zmq.RECONNECT_IVL, 25)
+        dealer.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         if endpoint.startswith("tcp:"):
             dealer.setsockopt(zmq.CONNECT_TIMEOUT, 1000)
+            set_tcp_options(dealer)
         monitor = dealer.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED
             | zmq.EVENT_DISCONNECTED
@@ -360,15 +371,6 @@ class ClientSockets:
             self._poller.unregister(self._router)
             self._router.close(linger_ms)
             self._router = None
-
-
-def bind_privately(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind so that nobody else may connect: an ipc socket's file is made with mode 0700."""
-    before = os.umask(0o077)
-    try:
-        socket.bind(endpoint)
-    finally:
-        os.umask(before)
 
 
 def _groups(items: list[_Item], limit_bytes: int) -> Iterator[list[_Item]]:

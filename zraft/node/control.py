@@ -1,0 +1,203 @@
+"""A node's control socket: who it is, how it is, and what an operator may do to it.
+
+It owns one ROUTER on ipc, in a directory that is closed to others. A request is one JSON body (the
+structs of `zraft.api`), the answer likewise; the loop takes a bounded number of them a turn, before
+anything else, so that a node that drowns in requests can still be asked and stopped.
+
+What does not decode is counted and answered with a ControlFailure; nothing that arrives raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, assert_never
+
+import msgspec
+import zmq
+
+from zraft import clock
+from zraft.api import (
+    Block,
+    Campaign,
+    ControlDone,
+    ControlFailure,
+    GetStatus,
+    Heal,
+    Isolate,
+    NodeReply,
+    NodeRequest,
+    NodeStatus,
+    StepDown,
+    Stop,
+    Whoami,
+    WhoamiReply,
+)
+from zraft.core.model import MemberId
+from zraft.errors import ControlError, ZraftError
+from zraft.node.clients import Ready
+from zraft.node.rejects import Rejects
+from zraft.transport.bind import make_router
+
+MAX_REQUESTS = 16  # a turn
+MAX_FRAME_BYTES = 64 << 10
+MAX_BLOCK_MS = 10_000
+MAX_FAULT_MS = 24 * 3600 * 1000
+
+
+class Operated(Protocol):
+    """What an operator may tell the server to do."""
+
+    def campaign(self, now_ms: int) -> None:
+        """Stand for election now. ControlError when impossible."""
+        ...
+
+    def step_down(self, now_ms: int) -> None:
+        """Give up leadership now. ControlError when there is none to give up."""
+        ...
+
+
+class Faults(Protocol):
+    """The network faults of this node."""
+
+    def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
+        """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
+        ...
+
+    def heal(self) -> int:
+        """Remove every fault; return how many there were."""
+        ...
+
+
+class Control:
+    """See the module. `stop_asked` is set by the verb `stop`, `block_ms` by `block`."""
+
+    def __init__(
+        self,
+        *,
+        whoami: WhoamiReply,
+        status: Callable[[int], NodeStatus],
+        server: Operated,
+        faults: Faults,
+        member_id: Callable[[str], MemberId],
+        rejects: Rejects,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            status: makes the answer to `status`; it gets the loop's time.
+            member_id: the member id of a name; ControlError when there is no such node.
+        """
+        self.stop_asked = False
+        self.block_ms = 0
+        self._whoami = whoami
+        self._status = status
+        self._server = server
+        self._faults = faults
+        self._member_id = member_id
+        self._rejects = rejects
+        self._router: zmq.Socket[bytes] | None = None
+        self._poller: zmq.Poller | None = None
+        self._decoder: msgspec.json.Decoder[NodeRequest] = msgspec.json.Decoder(NodeRequest)
+        self._encoder = msgspec.json.Encoder()
+
+    def bind(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        poller: zmq.Poller,
+        endpoint: str,
+    ) -> None:
+        """Bind the socket and register it. StorageError when that is impossible."""
+        router = make_router(
+            context,
+            endpoint,
+            max_frame_bytes=MAX_FRAME_BYTES,
+            mandatory=True,
+            now_ms=clock.now_ms,
+        )
+        self._router = router
+        self._poller = poller
+        poller.register(router, zmq.POLLIN)
+
+    def run(self, ready: Ready) -> None:
+        """Answer what operators asked, bounded."""
+        router = self._router
+        if router is None or router not in ready:
+            return
+        for _ in range(MAX_REQUESTS):
+            try:
+                parts = router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) != 2:
+                self._rejects.count("ctl", "frames")
+                continue
+            reply = self.answer(parts[1], clock.now_ms())
+            try:
+                router.send_multipart((parts[0], self._encoder.encode(reply)), zmq.NOBLOCK)
+            except zmq.ZMQError as error:
+                if error.errno not in {zmq.EHOSTUNREACH, zmq.EAGAIN}:
+                    raise
+                self._rejects.count("ctl", "unanswered")
+
+    def answer(self, body: bytes, now_ms: int) -> NodeReply:
+        """Return the answer to one request, whatever the bytes are."""
+        try:
+            request = self._decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            self._rejects.count("ctl", "decode")
+            why = str(error) if isinstance(error, msgspec.ValidationError) else ""
+            return _failure(ControlError("not a control request", why=why[:200]))
+        try:
+            return self._do(request, now_ms)
+        except ZraftError as error:
+            return _failure(error)
+
+    def _do(self, request: NodeRequest, now_ms: int) -> NodeReply:
+        match request:
+            case Whoami():
+                return self._whoami
+            case GetStatus():
+                return self._status(now_ms)
+            case Stop():
+                self.stop_asked = True
+                return ControlDone("stopping")
+            case Campaign():
+                self._server.campaign(now_ms)
+                return ControlDone("stands for election")
+            case StepDown():
+                self._server.step_down(now_ms)
+                return ControlDone("gave up leadership")
+            case Block(ms):
+                self.block_ms = _bounded("ms", ms, 1, MAX_BLOCK_MS)
+                return ControlDone(f"blocks for {ms} ms")
+            case Isolate(peers, for_ms):
+                return self._isolate(peers, for_ms, now_ms)
+            case Heal():
+                return ControlDone(f"{self._faults.heal()} faults removed")
+            case _:
+                assert_never(request)
+
+    def _isolate(self, peers: list[str], for_ms: int | None, now_ms: int) -> ControlDone:
+        members = [self._member_id(name) for name in peers]
+        until_ms = None
+        if for_ms is not None:
+            until_ms = now_ms + _bounded("for_ms", for_ms, 1, MAX_FAULT_MS)
+        self._faults.isolate(members, until_ms)
+        return ControlDone(f"isolated from {', '.join(peers) or 'everybody'}")
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the socket; the last answers may take `linger_ms` to leave."""
+        if self._router is not None and self._poller is not None:
+            self._poller.unregister(self._router)
+            self._router.close(linger_ms)
+            self._router = None
+
+
+def _bounded(what: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ControlError(f"{what} = {value} is impossible", why=f"the rule is: {low} to {high}")
+    return value
+
+
+def _failure(error: ZraftError) -> ControlFailure:
+    return ControlFailure(error.code, error.what, error.why, [*error.try_], error.exit_code)

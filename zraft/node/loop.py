@@ -1,0 +1,314 @@
+"""The one loop of a node: no Python threads, no locks, no sleep, exact deadlines.
+
+A turn, in this order:
+
+     1  wait          until something arrives, or exactly until the next deadline
+     2  stall guard   how late did we wake, how long was the last turn? (before anything is judged)
+     3  operators     signals, then the control socket
+     4  peers         the inbox, in bounded batches; peers whose process is gone
+     5  clients       a bounded batch; *then the clock is read again*, because a lease judged by an
+                      older time serves stale reads; answers and losses of forwarded requests
+     6  timers        heartbeats whenever due; the rest once the inbox is empty (the core decides)
+     7  flush         persist, send, apply a few milliseconds' worth, collect replies; send replies
+     8  housekeeping  zero-fill the next segment, collect garbage, write the diagnostics
+
+Timers run after the inbox, because a process that was paused finds its deadlines passed *and* the
+heartbeats that prove them wrong waiting to be read. The I/O thread was paused, too, so the inbox
+may still look empty: that is what the stall guard's grace is for.
+
+The loop owns no state of Raft. It ends by returning why, or by an exception that its caller turns
+into an exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import zmq
+
+from zraft import clock
+from zraft.api import Reply, Request
+from zraft.core.messages import Message
+from zraft.core.model import MemberId
+from zraft.node.clients import ForwardBatch, Ready, RequestBatch
+from zraft.node.signals import REOPEN_SIGNAL, STOP_SIGNALS
+from zraft.transport.base import PeerDown
+
+PEER_BATCH = 64
+PEER_BATCHES = 8  # a turn; then timers, clients and the disk have their turn, too
+MAX_WAIT_MS = 1000
+MIN_STALL_MS = 20
+STALL_REPORT_MS = 1000
+IDLE_WINDOW_MS = 250
+IDLE_INPUTS = 64  # messages and requests in a window: more is load
+IDLE_GAP_MS = 25  # until the next deadline: room for a collection
+
+
+class LoopServer(Protocol):
+    """What the loop calls of `Server`; times are those of `clock.now_ms`."""
+
+    @property
+    def leader_id(self) -> MemberId: ...
+    def next_deadline_ms(self) -> int: ...
+    def on_stall(self, late_ms: int, *, now_ms: int) -> None: ...
+    def on_message(self, message: Message, *, now_ms: int) -> None: ...
+    def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None: ...
+    def on_requests(self, client: bytes, requests: list[Request], *, now_ms: int) -> None: ...
+    def on_forward_replies(
+        self, leader: MemberId, replies: list[Reply], *, now_ms: int
+    ) -> None: ...
+    def on_forward_lost(self, leader: MemberId, *, now_ms: int) -> None: ...
+    def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None: ...
+    def flush(self, *, now_ms: int) -> bool: ...
+
+
+class LoopPeers(Protocol):
+    """What the loop calls of the peer sockets, besides their part of `transport.base.Peers`."""
+
+    def next_deadline_ms(self) -> int | None: ...
+    def on_ready(self, ready: Ready, now_ms: int) -> None: ...
+    def on_timer(self, now_ms: int) -> None: ...
+    def receive(self, limit: int) -> Sequence[Message]: ...
+    def downs(self) -> list[PeerDown]: ...
+
+
+class LoopClients(Protocol):
+    """What the loop calls of `ClientSockets`."""
+
+    @property
+    def has_lost(self) -> bool: ...
+    def expect_leader(self, leader: MemberId, now_ms: int) -> None: ...
+    def receive(self, ready: Ready) -> list[RequestBatch]: ...
+    def receive_forwarded(self, ready: Ready) -> list[ForwardBatch]: ...
+    def flush_replies(self) -> None: ...
+
+
+class LoopControl(Protocol):
+    """What the loop calls of `Control`."""
+
+    stop_asked: bool
+    block_ms: int
+
+    def run(self, ready: Ready) -> None: ...
+
+
+class LoopSignals(Protocol):
+    """What the loop calls of `Signals`."""
+
+    fd: int
+
+    def take(self) -> set[int]: ...
+
+
+class LoopTelemetry(Protocol):
+    """What the loop calls of `Telemetry`."""
+
+    def emit(self, event: str, /, **fields: object) -> None: ...
+    def next_deadline_ms(self) -> int | None: ...
+    def flush(self, now_ms: int) -> None: ...
+    def reopen(self) -> None: ...
+
+
+class LoopHousekeeping(Protocol):
+    """What the loop does when nothing else is to be done."""
+
+    def prepare(self, budget_bytes: int) -> bool:
+        """Zero-fill a piece of the log's next segment."""
+        ...
+
+    def maybe_collect(self, now_ms: int) -> None:
+        """Collect garbage if that is due."""
+        ...
+
+    def report(self, now_ms: int) -> None:
+        """Report what was dropped, not too often."""
+        ...
+
+
+@dataclass(slots=True)
+class LoopParts:
+    """Everything that the loop runs; all of it belongs to the process that makes the loop."""
+
+    poller: zmq.Poller
+    server: LoopServer
+    peers: LoopPeers
+    clients: LoopClients
+    control: LoopControl
+    signals: LoopSignals
+    telemetry: LoopTelemetry
+    housekeeping: LoopHousekeeping
+
+
+class Loop:
+    """See the module. One per process."""
+
+    def __init__(self, parts: LoopParts, *, heartbeat_ms: int, prealloc_bytes: int) -> None:
+        """Register the signals' descriptor; everything else is registered by its owner."""
+        self.turns = 0
+        self.stalls = 0
+        self.worst_late_ms = 0
+        self._parts = parts
+        self._stall_ms = max(MIN_STALL_MS, heartbeat_ms // 2)
+        self._prealloc_bytes = prealloc_bytes
+        self._woke_ns = clock.now_ns()
+        self._more = False
+        self._inputs = 0
+        self._window_start_ms = clock.now_ms()
+        self._idle = False
+        self._stall_report_ms = 0
+        self._reopen_asked = False
+        parts.poller.register(parts.signals.fd, zmq.POLLIN)
+
+    def run(self) -> str:
+        """Turn until somebody asks to stop; return who did."""
+        while True:
+            reason = self.turn()
+            if reason is not None:
+                return reason
+
+    def turn(self) -> str | None:
+        """Run one turn; return the reason to stop, None to go on."""
+        ready = self._wait()
+        reason = self._operators(ready)
+        if reason is not None:
+            return reason
+        inbox_empty = self._peers(ready)
+        self._clients(ready)
+        self._work(inbox_empty=inbox_empty)
+        return None
+
+    # 1, 2: wait, and notice how late it got
+
+    def _wait(self) -> Ready:
+        parts = self._parts
+        start_ns = clock.now_ns()
+        turn_ms = (start_ns - self._woke_ns) // 1_000_000
+        timeout_ms = 0 if self._more or parts.clients.has_lost else self._timeout_ms(start_ns)
+        ready: Ready = dict(parts.poller.poll(timeout_ms))
+        self._woke_ns = clock.now_ns()
+        overshoot_ms = (self._woke_ns - start_ns) // 1_000_000 - timeout_ms
+        late_ms = max(0, overshoot_ms) + turn_ms
+        self.turns += 1
+        if late_ms > self._stall_ms:
+            self._on_stall(late_ms, turn_ms)
+        return ready
+
+    def _timeout_ms(self, now_ns: int) -> int:
+        """Return the whole milliseconds until the next deadline, rounded up, or poll would spin.
+
+        Deadlines are whole milliseconds and `now` is rounded down, so the difference is exact.
+        """
+        now_ms = now_ns // 1_000_000
+        deadline_ms = self._next_deadline_ms(now_ms)
+        return max(0, deadline_ms - now_ms)
+
+    def _next_deadline_ms(self, now_ms: int) -> int:
+        parts = self._parts
+        deadline_ms = min(parts.server.next_deadline_ms(), now_ms + MAX_WAIT_MS)
+        for other_ms in (parts.peers.next_deadline_ms(), parts.telemetry.next_deadline_ms()):
+            if other_ms is not None and other_ms < deadline_ms:
+                deadline_ms = other_ms
+        return deadline_ms
+
+    def _on_stall(self, late_ms: int, turn_ms: int) -> None:
+        now_ms = self._woke_ns // 1_000_000
+        self.stalls += 1
+        self.worst_late_ms = max(self.worst_late_ms, late_ms)
+        self._parts.server.on_stall(late_ms, now_ms=now_ms)
+        if now_ms >= self._stall_report_ms:
+            self._stall_report_ms = now_ms + STALL_REPORT_MS
+            self._parts.telemetry.emit("loop.stalled", late_ms=late_ms, turn_ms=turn_ms)
+
+    # 3: operators
+
+    def _operators(self, ready: Ready) -> str | None:
+        parts = self._parts
+        if parts.signals.fd in ready:
+            taken = parts.signals.take()
+            self._reopen_asked = self._reopen_asked or REOPEN_SIGNAL in taken
+            for number in sorted(STOP_SIGNALS & taken):
+                return signal.Signals(number).name
+        parts.control.run(ready)
+        if parts.control.stop_asked:
+            return "control"
+        if parts.control.block_ms:
+            # An operator asked for a stall: the only deliberate sleep of a node.
+            block_ms, parts.control.block_ms = parts.control.block_ms, 0
+            time.sleep(block_ms / 1000)
+        return None
+
+    # 4, 5: what came in
+
+    def _peers(self, ready: Ready) -> bool:
+        """Take in what peers sent; return whether the inbox is empty now."""
+        parts = self._parts
+        now_ms = clock.now_ms()
+        parts.peers.on_ready(ready, now_ms)
+        inbox_empty = False
+        for _ in range(PEER_BATCHES):
+            messages = parts.peers.receive(PEER_BATCH)
+            for message in messages:
+                parts.server.on_message(message, now_ms=now_ms)
+            self._inputs += len(messages)
+            if len(messages) < PEER_BATCH:
+                inbox_empty = True
+                break
+        for down in parts.peers.downs():
+            parts.server.on_peer_down(down.peer, down.incarnation, now_ms=now_ms)
+        return inbox_empty
+
+    def _clients(self, ready: Ready) -> None:
+        parts = self._parts
+        batches = parts.clients.receive(ready)
+        if batches:
+            now_ms = clock.now_ms()  # after they were taken: see the module
+            for batch in batches:
+                parts.server.on_requests(batch.client, batch.requests, now_ms=now_ms)
+                self._inputs += len(batch.requests)
+        forwarded = parts.clients.receive_forwarded(ready)
+        if forwarded:
+            now_ms = clock.now_ms()
+            for leader, replies, lost in forwarded:
+                if replies:
+                    parts.server.on_forward_replies(leader, replies, now_ms=now_ms)
+                if lost:
+                    parts.server.on_forward_lost(leader, now_ms=now_ms)
+
+    # 6, 7, 8: what is to be done about it
+
+    def _work(self, *, inbox_empty: bool) -> None:
+        parts = self._parts
+        now_ms = clock.now_ms()
+        parts.peers.on_timer(now_ms)
+        parts.server.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
+        self._more = parts.server.flush(now_ms=now_ms)
+        parts.clients.flush_replies()
+        parts.clients.expect_leader(parts.server.leader_id, now_ms)
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        parts = self._parts
+        now_ms = clock.now_ms()
+        if not self._more:
+            parts.housekeeping.prepare(self._prealloc_bytes)
+            if self._has_idled(now_ms):
+                gap_ms = parts.server.next_deadline_ms() - now_ms
+                if gap_ms >= IDLE_GAP_MS:
+                    parts.housekeeping.maybe_collect(now_ms)
+        parts.housekeeping.report(now_ms)
+        if self._reopen_asked:
+            self._reopen_asked = False
+            parts.telemetry.reopen()
+        parts.telemetry.flush(now_ms)
+
+    def _has_idled(self, now_ms: int) -> bool:
+        """Return whether little came in during the last whole window."""
+        if now_ms - self._window_start_ms >= IDLE_WINDOW_MS:
+            self._idle = self._inputs <= IDLE_INPUTS
+            self._inputs = 0
+            self._window_start_ms = now_ms
+        return self._idle
