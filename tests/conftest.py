@@ -64,7 +64,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     starts_processes = request.node.get_closest_marker("cluster") is not None
     shared = bool(processes_left()) if starts_processes else True
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
     left = [] if shared else processes_left()
     for pid in left:
@@ -77,15 +77,20 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     assert not left_open, f"the test left descriptors open: {left_open}"
 
 
-def descriptors_left(before: set[str]) -> list[str]:
-    """Return what is open now and was not before, with what it is."""
-    found = []
-    for name in set(os.listdir("/proc/self/fd")) - before:
+def descriptors() -> dict[str, str]:
+    """Return every open descriptor with what it is, without the one that reads the list."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
         try:
-            found.append(f"{name} → {Path('/proc/self/fd', name).readlink()}")
-        except OSError:  # the descriptor of the listing itself
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the list's own, closed by now
             continue
     return found
+
+
+def descriptors_left(before: dict[str, str]) -> list[str]:
+    """Return what is open now and was not before."""
+    return [f"{name} → {target}" for name, target in descriptors().items() if name not in before]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
