@@ -42,7 +42,7 @@ CATCH_ALL = {
     "zraft/node/__main__.py": "the top of the node's loop, before and after it runs",
     "supervisor/zraft_supervisor/supervisor.py": "the top of the supervisor's loop",
     "supervisor/zraft_supervisor/__main__.py": "the same, before and after it runs",
-    "zraft/node/applying.py": "a machine's exception is a replicated result, never a crash",
+    "zraft/machine/apply.py": "a machine's exception is a replicated result, never a crash",
 }
 
 
