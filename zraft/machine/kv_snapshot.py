@@ -1,0 +1,162 @@
+"""The key-value store's snapshots: a frozen view that the store writes past, and how one is read.
+
+A snapshot is one stream of MessagePack values, cut into chunks of `CHUNK_BYTES` without regard to
+where a value ends: first the header, then the items in key order. A reader may be given any other
+chunks.
+
+    header   [format, revision, running_hash, state_sum, keys]
+    item     [key, value, create_revision, mod_revision, version, lease]
+
+The view is frozen when it is made, at no cost. Between two chunks the store changes as it likes: it
+hands the view the old value of a key the first time that key changes (`keep`), unless the key was
+written out already. So a view costs memory only for what changes while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from typing import Any, NamedTuple
+
+import msgpack
+from sortedcontainers import SortedList
+
+from zraft.errors import DecodeError, VersionError
+from zraft.wire import MAX_FRAME_BYTES, MAX_U64
+
+FORMAT = 1
+CHUNK_BYTES = 64 << 10
+
+Item = tuple[bytes, int, int, int, int, int]
+"""What the store keeps of a key: value, create_revision, mod_revision, version, lease, hash."""
+
+_packer = msgpack.Packer(use_bin_type=True, autoreset=True)
+
+
+class Header(NamedTuple):
+    """What a snapshot says of the whole store."""
+
+    format: int
+    revision: int
+    running_hash: int
+    state_sum: int
+    keys: int
+
+
+class FrozenView:
+    """An iterator over a snapshot's chunks. Dropping it, or reading it to its end, frees it."""
+
+    def __init__(self, header: Header, items: dict[bytes, Item], keys: SortedList) -> None:
+        self._items = items
+        self._keys = keys
+        self._kept: dict[bytes, Item | None] = {}  # as they were; None: did not exist
+        self._kept_keys = SortedList()  # of those that existed: they may be gone from `keys`
+        self._written = b""  # every key up to here is in a chunk; the empty key does not exist
+        self._done = False
+        self._buffer = bytearray(_packer.pack(header))
+
+    def keep(self, key: bytes, old: Item | None) -> None:
+        """Take note of a key's value before it changes; only the first time counts."""
+        if key <= self._written or key in self._kept:
+            return
+        self._kept[key] = old
+        if old is not None:
+            self._kept_keys.add(key)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._done and len(self._buffer) < CHUNK_BYTES:
+            self._fill()
+        if not self._buffer:
+            raise StopIteration
+        chunk = bytes(self._buffer[:CHUNK_BYTES])
+        del self._buffer[:CHUNK_BYTES]
+        return chunk
+
+    def _fill(self) -> None:
+        """Pack items until there is enough for a chunk, or none is left."""
+        after = (False, True)
+        live = self._keys.irange(self._written or None, None, after)
+        gone = self._kept_keys.irange(self._written or None, None, after)
+        passed: list[bytes] = []
+        for key in merge(live, gone):
+            if key == self._written:  # it is in both
+                continue
+            self._written = key
+            item: Item | None
+            if key in self._kept:
+                passed.append(key)
+                item = self._kept[key]
+                if item is None:
+                    continue
+            else:
+                item = self._items[key]
+            self._buffer += _packer.pack((key, *item[:5]))
+            if len(self._buffer) >= CHUNK_BYTES:
+                break
+        else:
+            self._done = True
+        for key in passed:
+            if self._kept.pop(key) is not None:
+                self._kept_keys.remove(key)
+
+
+def read_snapshot(chunks: Iterable[bytes]) -> Iterator[Any]:
+    """Yield the header and then every item, as checked tuples; memory stays bounded.
+
+    Raises:
+        DecodeError: the bytes are not a snapshot, or one with too few or too many items.
+        VersionError: a newer program wrote it.
+    """
+    values = _values(chunks)
+    header = _header(next(values, None))
+    yield header
+    count, last = 0, b""
+    for fields in values:
+        if type(fields) is not list or len(fields) < 6:
+            raise DecodeError("a snapshot's item is an array of six or more")
+        key, value = fields[0], fields[1]
+        if type(key) is not bytes or type(value) is not bytes or key <= last:
+            raise DecodeError("a snapshot's keys are not in order, or not bytes")
+        _naturals(fields[2:6])
+        yield key, value, fields[2], fields[3], fields[4], fields[5]
+        count, last = count + 1, key
+    if count != header.keys:
+        raise DecodeError(f"a snapshot of {header.keys} keys holds {count}")
+
+
+def _values(chunks: Iterable[bytes]) -> Iterator[Any]:
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=MAX_FRAME_BYTES, max_str_len=0, max_map_len=0, max_ext_len=0
+    )
+    fed = 0
+    try:
+        for chunk in chunks:
+            for offset in range(0, len(chunk), CHUNK_BYTES):
+                piece = chunk[offset : offset + CHUNK_BYTES]
+                fed += len(piece)
+                unpacker.feed(piece)
+                yield from unpacker
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise DecodeError("a snapshot is damaged", why=type(error).__name__) from None
+    if unpacker.tell() != fed:
+        raise DecodeError("a snapshot ends in the middle of an item")
+
+
+def _header(fields: object) -> Header:
+    if type(fields) is not list or len(fields) < len(Header._fields):
+        raise DecodeError("a snapshot has no header")
+    _naturals(fields[: len(Header._fields)])
+    if fields[0] > FORMAT:
+        raise VersionError(
+            f"a snapshot of format {fields[0]}", why=f"this zraft reads formats up to {FORMAT}"
+        )
+    return Header(*fields[: len(Header._fields)])
+
+
+def _naturals(values: list[Any]) -> None:
+    for value in values:
+        if type(value) is not int or not 0 <= value <= MAX_U64:
+            raise DecodeError("a snapshot holds something that is not a natural number")
