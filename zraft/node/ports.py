@@ -1,0 +1,45 @@
+"""What a `Server` needs of its surroundings besides storage, transport and machine.
+
+A node gives it sockets and telemetry; the simulator gives it queues.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from zraft.api import Reply, Request
+from zraft.core.model import MemberId
+
+
+class ReplyPort(Protocol):
+    """Takes replies; one frame per client and turn leaves later."""
+
+    def reply(self, client: bytes, reply: Reply) -> None:
+        """Queue a reply; one that can't leave is dropped and counted."""
+        ...
+
+
+class ForwardPort(Protocol):
+    """Passes requests on to the leader's client socket."""
+
+    def forward(self, leader: MemberId, requests: list[Request]) -> bool:
+        """Send, without waiting; False means: certainly not sent."""
+        ...
+
+
+class Report(Protocol):
+    """Takes facts for the node's telemetry."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """Report one event of the closed list."""
+        ...
+
+
+class Limits(NamedTuple):
+    """Bounds of one node; see configs/default.toml."""
+
+    max_waiting_requests: int = 10_000
+    max_parked_requests: int = 1_000
+    max_request_bytes: int = (1 << 20) - 4096
+    apply_slice_ms: int = 5
+    sync_slow_ms: int = 50

@@ -1,0 +1,72 @@
+"""The requests that wait in a node: who asked, until when, and for what they wait.
+
+A ticket is in exactly one place at a time: parked (no leader to give it to), forwarded (the leader
+answers), proposed (in the log, undecided), or reading (waits for a read index). The table counts
+them and finds those whose deadline has passed; the server decides what each is told, because only
+the place says whether the request may have been applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from zraft.api import Request
+from zraft.core.model import NOBODY, MemberId
+from zraft.core.state import FAR_MS
+
+BUCKET_MS = 16
+"""Deadlines are looked at in buckets of this width: an answer to nobody may be that late."""
+
+
+class Place(Enum):
+    """Where a ticket waits."""
+
+    PARKED = "parked"
+    FORWARDED = "forwarded"
+    PROPOSED = "proposed"
+    READING = "reading"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One waiting request. `key` finds it in its place; `term` and `leader` belong to the place."""
+
+    client: bytes
+    request: Request
+    deadline_ms: int
+    place: Place = Place.PARKED
+    key: int = 0  # in the table of its place: the index of its entry, or a number of its own
+    term: int = 0  # of its entry, when proposed
+    leader: MemberId = NOBODY  # who has it, when forwarded
+
+
+class Deadlines:
+    """Tickets by deadline, in buckets: adding costs an append, expiry is found without a search."""
+
+    __slots__ = ("_buckets", "_first")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[Ticket]] = {}
+        self._first = FAR_MS
+
+    def add(self, ticket: Ticket) -> None:
+        """Watch a ticket."""
+        bucket = ticket.deadline_ms // BUCKET_MS + 1
+        self._buckets.setdefault(bucket, []).append(ticket)
+        self._first = min(self._first, bucket)
+
+    def next_ms(self) -> int:
+        """Return when `expired` should be called next."""
+        return FAR_MS if self._first == FAR_MS else self._first * BUCKET_MS
+
+    def expired(self, now_ms: int) -> Iterator[Ticket]:
+        """Yield the tickets whose deadline passed and that still wait."""
+        while self._first * BUCKET_MS <= now_ms:
+            due = self._buckets.pop(self._first)
+            self._first = min(self._buckets, default=FAR_MS)
+            for ticket in due:
+                if ticket.place is not Place.DONE:
+                    yield ticket

@@ -1,0 +1,477 @@
+"""`Server`: one node without its sockets, files and clock, which are injected.
+
+It joins the core, the storage, the transport, the state machine and the clients' requests. The
+same object runs in a node's poll loop and in the simulator. `flush` is the only place that
+persists, sends, applies or replies; everything else only notes what is to be done.
+
+What a client is told (three outcomes, never two):
+
+    ok        the entry with the index *and* the term of the proposal was applied
+    failed    it certainly is not and will not be: refused, or another entry stands at its index
+    unknown   it was handed to the log or to a leader, and nobody here can say
+
+A proposal of a leadership that ended stays undecided until an entry is applied at its index: the
+same term means ok, another term means failed. Only its deadline turns it into unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from zraft.api import Code, Consistency, Flag, Reply, Request
+from zraft.core.messages import Message
+from zraft.core.model import NOBODY, Command, Entries, EntryType, MemberId
+from zraft.core.notices import Notice
+from zraft.core.raft import Raft
+from zraft.core.ready import Ready
+from zraft.core.state import FAR_MS
+from zraft.machine.apply import OnError, apply_safely, query_safely
+from zraft.machine.base import Ctx, StateMachine
+from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
+from zraft.node.requests import Deadlines, Place, Ticket
+from zraft.storage.base import Storage
+from zraft.transport.base import Peers
+from zraft.wire import decode_entry
+
+ROUTE_RETRY_MS = 5
+"""Parked requests try again this often while a leader is known but can't be reached."""
+MAX_DEADLINE_MS = 600_000
+APPLY_CLOCK_EVERY = 32
+"""Entries applied between two looks at the clock."""
+
+
+class ConfirmedRead(NamedTuple):
+    """Reads that may be answered once `index` is applied."""
+
+    at_index: int
+    tickets: list[Ticket]
+
+
+@dataclass(slots=True)
+class Applying:
+    """A run of committed entries and how far it is applied."""
+
+    entries: Entries
+    position: int = 0
+
+
+class Server:
+    """See the module. All times are `now_ms` of the clock that the owner reads."""
+
+    def __init__(
+        self,
+        *,
+        raft: Raft,
+        storage: Storage,
+        peers: Peers,
+        machine: StateMachine,
+        replies: ReplyPort,
+        forwards: ForwardPort,
+        report: Report,
+        on_notice: Callable[[Notice], None],
+        clock_ns: Callable[[], int],
+        limits: Limits,
+    ) -> None:
+        """Join the parts. `clock_ns` only measures how long a sync or a slice of applying took."""
+        self.raft = raft
+        self.storage = storage
+        self.peers = peers
+        self.machine = machine
+        self._replies = replies
+        self._forwards = forwards
+        self._report = report
+        self._on_notice = on_notice
+        self._clock_ns = clock_ns
+        self._limits = limits
+        self._me = raft.state.me
+        self._on_apply_error: OnError = self._report_apply_error
+
+        self.applied = Ctx(0, 0, 0)
+        """Index, term and log time of the last applied entry."""
+        self._applying: Applying | None = None
+        self._deadlines = Deadlines()
+        self._parked: dict[int, Ticket] = {}
+        self._proposed: dict[int, Ticket] = {}
+        self._reading: dict[int, list[Ticket]] = {}
+        self._confirmed: list[ConfirmedRead] = []
+        self._forwarded: dict[int, Ticket] = {}
+        self._next_key = 1
+        self._route_ms = FAR_MS
+        self._stopping = False
+        self.waiting = 0
+        """Requests that were taken and not answered."""
+
+    # What is known
+
+    @property
+    def applied_index(self) -> int:
+        """The last index that the state machine has applied."""
+        return self.applied.index
+
+    @property
+    def parked(self) -> int:
+        """Requests that wait for a leader."""
+        return len(self._parked)
+
+    @property
+    def drained(self) -> bool:
+        """Whether no proposal is undecided: a good moment to stop."""
+        return not self._proposed
+
+    def next_deadline_ms(self) -> int:
+        """Return when `on_timer` has something to do."""
+        return min(self.raft.next_deadline_ms(), self._deadlines.next_ms(), self._route_ms)
+
+    # What comes in
+
+    def on_message(self, message: Message, *, now_ms: int) -> None:
+        """Take a message of a peer that the transport has checked."""
+        self.raft.step(message, now_ms=now_ms)
+
+    def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
+        """Take the news that a peer's process is gone."""
+        self.raft.on_peer_down(peer, incarnation, now_ms=now_ms)
+
+    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
+        """Take the news that this process did not run for a while."""
+        self.raft.on_stall(late_ms, now_ms=now_ms)
+
+    def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
+        """Do what is due; see `Raft.on_timer`."""
+        self.raft.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
+        for ticket in self._deadlines.expired(now_ms):
+            self._expire(ticket)
+
+    def on_requests(self, client: bytes, requests: list[Request], *, now_ms: int) -> None:
+        """Take the requests of one client frame, in order."""
+        tickets: list[Ticket] = []
+        for request in requests:
+            refusal = self._refusal(request)
+            if refusal is not None:
+                code, why = refusal
+                self._answer(client, request.request_id, code, why.encode())
+                continue
+            deadline_ms = now_ms + min(request.deadline_ms, MAX_DEADLINE_MS)
+            ticket = Ticket(client, request, deadline_ms)
+            if request.consistency == Consistency.STALE:
+                self._query(ticket)
+                continue
+            self.waiting += 1
+            self._deadlines.add(ticket)
+            tickets.append(ticket)
+        if tickets:
+            self._route(tickets, now_ms)
+
+    def _refusal(self, request: Request) -> tuple[Code, str] | None:
+        """Return why a request can't be taken; nothing of it was done."""
+        if len(request.body) > self._limits.max_request_bytes:
+            return Code.TOO_LARGE, f"a request has at most {self._limits.max_request_bytes} bytes"
+        if request.session:
+            return Code.UNSUPPORTED, "sessions are not built yet"
+        if request.consistency not in (
+            Consistency.WRITE,
+            Consistency.LINEARIZABLE,
+            Consistency.STALE,
+        ):
+            return Code.UNSUPPORTED, f"consistency {request.consistency} is not built yet"
+        if request.consistency == Consistency.STALE:
+            return None
+        if self._stopping:
+            return Code.UNAVAILABLE, "the node is stopping"
+        if self.waiting >= self._limits.max_waiting_requests:
+            return Code.BUSY, f"{self.waiting} requests wait"
+        return None
+
+    def on_forward_replies(self, leader: MemberId, replies: list[Reply], *, now_ms: int) -> None:
+        """Pass the leader's replies on to the clients that asked here."""
+        del leader, now_ms  # the id alone names the ticket
+        for reply in replies:
+            ticket = self._forwarded.get(reply.request_id)
+            if ticket is not None:
+                self._finish(ticket)
+                request_id = ticket.request.request_id
+                self._replies.reply(ticket.client, reply._replace(request_id=request_id))
+
+    def on_forward_lost(self, leader: MemberId, *, now_ms: int) -> None:
+        """The connection to a leader is gone: reads try again, writes may be applied."""
+        lost = [ticket for ticket in self._forwarded.values() if ticket.leader == leader]
+        again: list[Ticket] = []
+        for ticket in lost:
+            if ticket.request.consistency == Consistency.WRITE:
+                self._refuse(ticket, Code.UNKNOWN, "the connection to the leader was lost")
+            else:
+                del self._forwarded[ticket.key]
+                ticket.place = Place.PARKED
+                again.append(ticket)
+        self._park(again, now_ms)
+
+    def campaign(self, *, now_ms: int) -> bool:
+        """Stand for election now; False when this node leads already or can't vote."""
+        return self.raft.campaign(now_ms=now_ms)
+
+    def step_down(self, *, now_ms: int) -> bool:
+        """Give up leadership now; False when this node does not lead."""
+        return self.raft.step_down(now_ms=now_ms)
+
+    def prepare_stop(self, *, now_ms: int) -> None:
+        """Take no new requests; those that are in the log may still be decided (see `drained`)."""
+        self._stopping = True
+        for ticket in list(self._parked.values()):
+            self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
+        self._route_ms = FAR_MS
+        del now_ms
+
+    def finish_stop(self, *, now_ms: int) -> None:
+        """Give up leadership and answer everyone who still waits. Only `flush` may follow."""
+        self.raft.step_down(now_ms=now_ms, reason="stop")
+        self.flush(now_ms=now_ms)
+        undecided = [*self._proposed.values(), *self._forwarded.values()]
+        reading = [ticket for tickets in self._reading.values() for ticket in tickets]
+        reading += [ticket for read in self._confirmed for ticket in read.tickets]
+        for ticket in [*undecided, *reading, *self._parked.values()]:
+            if ticket.place is not Place.DONE:
+                self._expire(ticket, "the node stopped")
+
+    # Where a request goes
+
+    def _route(self, tickets: list[Ticket], now_ms: int) -> None:
+        """Propose, read, forward or park: whoever leads decides."""
+        leader = self.raft.leader_id
+        if leader == self._me:
+            self._take(tickets, now_ms)
+        elif leader == NOBODY:
+            self._park(tickets, now_ms)
+        else:
+            self._forward(leader, tickets, now_ms)
+
+    def _take(self, tickets: list[Ticket], now_ms: int) -> None:
+        """As the leader: writes into the log, in one proposal; reads share one round."""
+        writes = [t for t in tickets if t.request.consistency == Consistency.WRITE]
+        if writes:
+            commands = [
+                Command(
+                    t.request.body,
+                    EntryType.BARRIER if t.request.flags & Flag.BARRIER else EntryType.COMMAND,
+                )
+                for t in writes
+            ]
+            first = self.raft.propose(commands, now_ms=now_ms)
+            assert first is not None, "only a leader takes requests"
+            for index, ticket in enumerate(writes, first.index):
+                older = self._proposed.get(index)
+                if older is not None:
+                    self._expire(older, "this node led again before it was decided")
+                ticket.place, ticket.key, ticket.term = Place.PROPOSED, index, first.term
+                self._proposed[index] = ticket
+        if len(writes) == len(tickets):
+            return
+        read_id = self.raft.read(now_ms=now_ms)
+        assert read_id is not None, "only a leader takes requests"
+        for ticket in tickets:
+            if ticket.request.consistency != Consistency.WRITE:
+                ticket.place = Place.READING
+                self._reading.setdefault(read_id, []).append(ticket)
+
+    def _forward(self, leader: MemberId, tickets: list[Ticket], now_ms: int) -> None:
+        """Pass requests on to the leader, once; one that was passed on already goes back."""
+        once = []
+        for ticket in tickets:
+            if ticket.request.flags & Flag.FORWARDED:
+                self._refuse(ticket, Code.NOT_LEADER, "this node does not lead")
+            else:
+                once.append(ticket)
+        if not once:
+            return
+        first_id = self._next_key
+        requests = [
+            ticket.request._replace(
+                request_id=forward_id,
+                flags=ticket.request.flags | Flag.FORWARDED,
+                deadline_ms=max(0, ticket.deadline_ms - now_ms),
+            )
+            for forward_id, ticket in enumerate(once, first_id)
+        ]
+        if not self._forwards.forward(leader, requests):
+            self._park(once, now_ms)
+            return
+        self._next_key += len(once)
+        for forward_id, ticket in enumerate(once, first_id):
+            ticket.place, ticket.key, ticket.leader = Place.FORWARDED, forward_id, leader
+            self._forwarded[forward_id] = ticket
+
+    def _park(self, tickets: list[Ticket], now_ms: int) -> None:
+        """Keep requests until a leader is known and reached, or their deadline passes."""
+        for ticket in tickets:
+            if ticket.request.flags & Flag.FORWARDED:
+                self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
+            elif self._stopping:
+                self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
+            elif len(self._parked) >= self._limits.max_parked_requests:
+                self._refuse(ticket, Code.BUSY, f"{len(self._parked)} requests wait for a leader")
+            else:
+                ticket.place, ticket.key = Place.PARKED, self._next_key
+                self._parked[ticket.key] = ticket
+                self._next_key += 1
+        if self._parked and self._route_ms == FAR_MS and self.raft.leader_id != NOBODY:
+            self._route_ms = now_ms + ROUTE_RETRY_MS
+
+    def _route_parked(self, now_ms: int) -> None:
+        """Try parked requests again once a leader is known."""
+        if not self._parked or self.raft.leader_id == NOBODY:
+            self._route_ms = FAR_MS
+            return
+        if self.raft.leader_id != self._me and now_ms < self._route_ms < FAR_MS:
+            return
+        self._route_ms = FAR_MS
+        tickets = list(self._parked.values())
+        self._parked.clear()
+        self._route(tickets, now_ms)
+
+    # What goes out
+
+    def flush(self, *, now_ms: int) -> bool:
+        """Do all that the core wants done; return True if more is to be applied at once.
+
+        The only place that persists, sends, applies or replies.
+
+        Raises:
+            StorageError: the disk refused; the node must stop and has said nothing.
+        """
+        slice_ends_ns = self._clock_ns() + self._limits.apply_slice_ms * 1_000_000
+        self._route_parked(now_ms)
+        while (ready := self.raft.ready()) is not None:
+            if ready.messages:
+                self.peers.send(ready.messages)
+            if ready.must_persist:
+                self._persist(ready)
+            if ready.messages_after_persist:
+                self.peers.send(ready.messages_after_persist)
+            if ready.committed is not None:
+                assert self._applying is None
+                self._applying = Applying(ready.committed)
+            self._collect_reads(ready)
+            for notice in ready.notices:
+                self._on_notice(notice)
+            self.raft.advance(ready)
+            self._apply(slice_ends_ns)
+            self._retry_reads(ready, now_ms)
+            self._route_parked(now_ms)
+        self._apply(slice_ends_ns)
+        self._answer_reads()
+        return self._applying is not None
+
+    def _persist(self, ready: Ready) -> None:
+        started_ns = self._clock_ns()
+        self.storage.save(ready.hard_state, ready.entries)
+        self.storage.sync()
+        elapsed_ms = (self._clock_ns() - started_ns) // 1_000_000
+        if elapsed_ms >= self._limits.sync_slow_ms:
+            self._report("storage.sync_slow", elapsed_ms=elapsed_ms)
+
+    def _apply(self, slice_ends_ns: int) -> None:
+        """Apply what is committed until the slice of time is used up; answer what that decides."""
+        applying = self._applying
+        if applying is None:
+            return
+        entries, position = applying.entries, applying.position
+        payloads, count = entries.payloads, len(entries.payloads)
+        while position < count:
+            self._apply_one(entries.first_index + position, payloads[position])
+            position += 1
+            if position % APPLY_CLOCK_EVERY == 0 and self._clock_ns() >= slice_ends_ns:
+                break
+        applying.position = position
+        if position == count:
+            self._applying = None
+        self.raft.on_applied(self.applied.index)
+
+    def _apply_one(self, index: int, payload: bytes) -> None:
+        entry = decode_entry(payload)
+        ctx = Ctx(index, entry.term, entry.log_time_ms)
+        ok, result = True, b""
+        if entry.type == EntryType.COMMAND:
+            ok, result = apply_safely(self.machine, ctx, entry.body, self._on_apply_error)
+        self.applied = ctx
+        ticket = self._proposed.get(index)
+        if ticket is None:
+            return
+        if ticket.term != entry.term:
+            self._refuse(ticket, Code.UNAVAILABLE, "another leader's entry took its place")
+            return
+        self._finish(ticket)
+        code = Code.OK if ok else Code.INVALID
+        self._answer(ticket.client, ticket.request.request_id, code, result, index)
+
+    def _collect_reads(self, ready: Ready) -> None:
+        for state in ready.reads:
+            tickets = self._reading.pop(state.read_id, None)
+            if tickets is not None:
+                self._confirmed.append(ConfirmedRead(state.index, tickets))
+
+    def _retry_reads(self, ready: Ready, now_ms: int) -> None:
+        """Reads of a leadership that ended go where the next leader is: they changed nothing."""
+        for read_id in ready.aborted_reads:
+            tickets = self._reading.pop(read_id, [])
+            self._park([t for t in tickets if t.place is Place.READING], now_ms)
+
+    def _answer_reads(self) -> None:
+        """Answer the confirmed reads whose index is applied."""
+        if not self._confirmed:
+            return
+        later: list[ConfirmedRead] = []
+        for read in self._confirmed:
+            if read.at_index > self.applied.index:
+                later.append(read)
+                continue
+            for ticket in read.tickets:
+                if ticket.place is Place.READING:
+                    self._finish(ticket)
+                    self._query(ticket)
+        self._confirmed = later
+
+    def _query(self, ticket: Ticket) -> None:
+        """Ask the state machine as it is now, and reply."""
+        request = ticket.request
+        ok, answer = query_safely(self.machine, self.applied, request.body, self._on_apply_error)
+        code = Code.OK if ok else Code.INVALID
+        self._answer(ticket.client, request.request_id, code, answer, self.applied.index)
+
+    # How a request ends
+
+    def _finish(self, ticket: Ticket) -> None:
+        """Take a ticket out of its place. Those of a read stay listed, and are passed over."""
+        assert ticket.place is not Place.DONE
+        if ticket.place is Place.PROPOSED:
+            del self._proposed[ticket.key]
+        elif ticket.place is Place.FORWARDED:
+            del self._forwarded[ticket.key]
+        elif ticket.place is Place.PARKED:
+            self._parked.pop(ticket.key, None)
+        ticket.place = Place.DONE
+        self.waiting -= 1
+
+    def _refuse(self, ticket: Ticket, code: Code, why: str) -> None:
+        self._finish(ticket)
+        self._answer(ticket.client, ticket.request.request_id, code, why.encode())
+
+    def _expire(self, ticket: Ticket, why: str = "the deadline passed") -> None:
+        """Tell a client what is known of its request when nothing more will be."""
+        is_write = ticket.request.consistency == Consistency.WRITE
+        handed_on = ticket.place in (Place.PROPOSED, Place.FORWARDED)
+        if ticket.place is Place.PARKED:
+            why = f"{why}: no leader was reached"
+        self._refuse(ticket, Code.UNKNOWN if is_write and handed_on else Code.UNAVAILABLE, why)
+
+    def _answer(
+        self, client: bytes, request_id: int, code: Code, body: bytes, index: int = 0
+    ) -> None:
+        raft = self.raft
+        self._replies.reply(
+            client,
+            Reply(request_id, code, self._me, raft.term, index, raft.leader_id, body),
+        )
+
+    def _report_apply_error(self, ctx: Ctx, error: Exception) -> None:
+        self._report("apply.failed", index=ctx.index, error=f"{type(error).__name__}: {error}")
