@@ -189,6 +189,19 @@ EVENTS: dict[str, EventSpec] = {
         "the process of {peer} is gone",
         "The peer's endpoint refuses connections: its process does not exist any more.",
     ),
+    "peer.probed": _log(
+        "info",
+        "peer outcome",
+        "{peer} is not proven to be gone: its endpoint says {outcome}",
+        "After a lost connection the peer's endpoint did not refuse a new one; nothing follows.",
+    ),
+    "peer.rolled_back": _log(
+        "warning",
+        "peer incarnation seen",
+        "{peer} speaks as incarnation {incarnation}, but {seen} was heard before; it was told so",
+        "Late frames from before a restart, or a data directory that was put back to an older state:"
+        " in that case the peer exits with code 65 when it is told.",
+    ),
     "peer.garbage": _log(
         "warning",
         "socket reason count",

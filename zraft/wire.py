@@ -42,6 +42,7 @@ KIND_REQUEST_VOTE_RESPONSE = 2
 KIND_APPEND_ENTRIES = 3
 KIND_APPEND_ENTRIES_RESPONSE = 4
 # 5 InstallSnapshot, 6 its response, 7 TimeoutNow, 8 ReadIndex, 9 its response: reserved
+KIND_REJECTED = 10
 KIND_CLIENT_REQUESTS = 32
 KIND_CLIENT_REPLIES = 33
 
@@ -50,7 +51,10 @@ KIND_NAMES = {
     KIND_REQUEST_VOTE_RESPONSE: "RequestVoteResponse",
     KIND_APPEND_ENTRIES: "AppendEntries",
     KIND_APPEND_ENTRIES_RESPONSE: "AppendEntriesResponse",
+    KIND_REJECTED: "Rejected",
 }
+
+REJECTED_ROLLED_BACK = 1
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _pack = _packer.pack
@@ -97,7 +101,7 @@ def _unpack(data: bytes) -> Any:
             max_ext_len=0,
             max_map_len=0,
             max_str_len=256,
-            max_array_len=MAX_ENTRIES,
+            max_array_len=min(MAX_ENTRIES, len(data)),  # or nested heads would cost memory
             max_bin_len=MAX_FRAME_BYTES,
         )
     except (
@@ -240,6 +244,45 @@ def encode_message(
     head += (incarnation, epoch, seq, heard, message.term)
     packed: bytes = _pack(head + rest)
     return packed
+
+
+class Rejected(NamedTuple):
+    """The transport's own message: your frames are refused, and this is why.
+
+    `REJECTED_ROLLED_BACK`: a process of yours with this `incarnation` was heard, and then a frame
+    of a lower one. Only the receiver can know whether that is news: late frames of its own past
+    cause such an answer too.
+    """
+
+    src: int
+    dst: int
+    reason: int
+    incarnation: int
+
+
+def encode_rejected(
+    rejected: Rejected,
+    *,
+    lane: int,
+    cluster: bytes,
+    incarnation: int,
+    epoch: int,
+    seq: int,
+    heard: int,
+) -> bytes:
+    """Return the frame of `rejected`; the header's term is 0, Raft has no part in it."""
+    head = [PROTOCOL_VERSION, KIND_REJECTED, lane, cluster, rejected.src, rejected.dst]
+    head += (incarnation, epoch, seq, heard, 0, rejected.reason, rejected.incarnation)
+    packed: bytes = _pack(head)
+    return packed
+
+
+def decode_rejected(header: PeerHeader, fields: list[Any]) -> Rejected:
+    """Return the Rejected in a frame of that kind; DecodeError when it is malformed."""
+    body = fields[_HEADER_LENGTH:]
+    if len(body) < 2:
+        raise DecodeError("Rejected is too short")
+    return Rejected(header.src, header.dst, *_naturals(body[:2], "Rejected"))
 
 
 def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
