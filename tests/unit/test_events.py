@@ -81,7 +81,8 @@ def emissions(path: Path) -> Iterator[Emission]:
             names = [keyword.arg for keyword in node.keywords]
             fields = None if None in names else frozenset(name for name in names if name)
             for event in literals(node.args[0]):
-                yield Emission(place, event, fields)
+                if event is None or "." in event or "emit" in called_name(node):
+                    yield Emission(place, event, fields)  # other things are traced by plain words
         elif isinstance(node, ast.ClassDef):
             attributes = {
                 item.target.id: item.value
