@@ -1,0 +1,150 @@
+"""The few calls of the operating system that durable code makes, behind one small protocol.
+
+`OsFiles` is the real thing: its methods *are* the functions of `os`, so it costs nothing. A
+simulated disk (`zraft.testing.disk`) has the same methods, loses what was not synced, and stops at
+any step.
+
+Nothing here retries. A sync that failed once may report success the second time for pages that the
+kernel has dropped, so every OSError goes up to the caller, who stops.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+PRIVATE_FILE = 0o600
+PRIVATE_DIRECTORY = 0o700
+SUFFIX_TEMPORARY = ".tmp"
+
+
+class Files(Protocol):
+    """What the log and the member directory need of a file system. All raise OSError."""
+
+    def open(self, path: Path, flags: int, mode: int = PRIVATE_FILE) -> int:
+        """Open as `os.open` does; the descriptor is not inherited."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor; says nothing about durability."""
+        ...
+
+    def read(self, path: Path) -> bytes:
+        """Return the whole content of a file."""
+        ...
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """Write at `offset`; return how many bytes were taken, which may be fewer than given."""
+        ...
+
+    def fdatasync(self, fd: int) -> None:
+        """Make the bytes of a file durable, and its size if that is needed to read them."""
+        ...
+
+    def fsync(self, fd: int) -> None:
+        """Make a file, or the names in a directory, durable."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give `source` the name `target`, atomically, replacing what had it."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove the name of a file."""
+        ...
+
+    def mkdir(self, path: Path, mode: int = PRIVATE_DIRECTORY) -> None:
+        """Make a directory."""
+        ...
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        ...
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory, in no order."""
+        ...
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+class OsFiles:
+    """The real file system."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(_read)
+    pwrite = staticmethod(os.pwrite)
+    fdatasync = staticmethod(os.fdatasync)
+    fsync = staticmethod(os.fsync)
+    rename = staticmethod(os.rename)
+    unlink = staticmethod(os.unlink)
+    mkdir = staticmethod(os.mkdir)
+    rmdir = staticmethod(os.rmdir)
+    listdir = staticmethod(os.listdir)
+
+
+OS_FILES: Files = OsFiles()
+
+
+def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`, however many short writes it takes. Not synced.
+
+    Raises:
+        OSError: the disk refused; a part of `data` may be in the file.
+    """
+    written = files.pwrite(fd, data, offset)
+    if written == len(data):
+        return
+    rest = memoryview(data)
+    while written < len(data):
+        count = files.pwrite(fd, rest[written:], offset + written)
+        if count <= 0:
+            raise OSError(f"a write of {len(data) - written} bytes took none")
+        written += count
+
+
+def sync_directory(files: Files, directory: Path) -> None:
+    """Make the names in `directory` durable: after this a new or renamed file stays there."""
+    fd = files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files.fsync(fd)
+    finally:
+        files.close(fd)
+
+
+def write_new_file(files: Files, path: Path, data: bytes) -> None:
+    """Make a file that holds `data`, synced. Its name is durable after `sync_directory`."""
+    fd = files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE_FILE)
+    try:
+        write_all(files, fd, data, 0)
+        files.fsync(fd)
+    finally:
+        files.close(fd)
+
+
+def replace_file(files: Files, path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, durably; at every moment of a crash it holds the old or the new.
+
+    Write, sync, rename, sync the directory (never in place: a cut half-way loses both).
+    """
+    temporary = path.with_name(path.name + SUFFIX_TEMPORARY)
+    write_new_file(files, temporary, data)
+    files.rename(temporary, path)
+    sync_directory(files, path.parent)
+
+
+def remove_tree(files: Files, directory: Path) -> None:
+    """Remove a directory with all that is in it. Not synced, and repeatable."""
+    for name in files.listdir(directory):
+        child = directory / name
+        try:
+            files.listdir(child)
+        except NotADirectoryError:
+            files.unlink(child)
+        else:
+            remove_tree(files, child)
+    files.rmdir(directory)
