@@ -190,7 +190,7 @@ def on_request_vote_response(st: RaftState, m: RequestVoteResponse) -> None:
 
 
 def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
-    """Take the hint that the leader's process is gone (design §4, "Peer down").
+    """Take the hint that the leader's process is gone (docs/ARCHITECTURE.md, "Peer down").
 
     This node's stickiness for that (leader, term) ends; pre-votes start after rank × 5 ms + U(0,
     5), so that the survivors do not stand all at once, and are repeated while the hint stands.

@@ -43,7 +43,7 @@ from zraft.core.state import FAR_MS, RaftState
 
 
 def check_settings(settings: Settings) -> None:
-    """Assert the rules between the timers (design §10)."""
+    """Assert the rules between the timers (configs/default.toml)."""
     assert 1 <= settings.election_min_ms <= settings.election_max_ms
     assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
 
