@@ -1,10 +1,12 @@
 """What is said between a cluster's supervisor and whoever drives it: values, no bytes, no sockets.
 
-One request is two frames, `[id, JSON]`, sent by a DEALER; `id` is chosen by the sender (at most 16
-bytes) and comes back in front of every answer. Nodes' control sockets (`zraft.api`) use the same
-two frames. A request to a node has one answer. A request to the supervisor has any number of
-`Progress` answers and then exactly one that is not; a request that takes long (start, stop, kill)
-is answered when it is done, not when it was accepted.
+One request is one frame of JSON, sent by a DEALER that asks one thing at a time; so is an answer.
+Nodes' control sockets (`zraft.api`) do the same. A request to a node has one answer. A request to
+the supervisor has any number of `Progress` answers and then exactly one that is not; a request that
+takes long (start, stop, kill) is answered when it is done, not when it was accepted.
+
+`StateFile` is what the supervisor writes to `supervisor/state.json` *before* it acts: the next
+supervisor goes on from it, and `table` reads it when no supervisor runs.
 
 The supervisor trusts no shape: what does not decode is answered with `ControlFailure`. An unknown
 field is ignored, so that either side can be newer; the versions are in `Hello` and its answer.
@@ -76,6 +78,27 @@ class ActionResult(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     message: str = ""
     failure: ControlFailure | None = None
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the next supervisor must know of a node. Times are CLOCK_BOOTTIME, ms."""
+
+    desired: Desired
+    until_ms: int | None = None
+    restart: bool = True
+    restarts: int = 0
+    attempts: int = 0  # crashes in a row: what the delay before the next start grows by
+    crashes_ms: list[int] = []
+    fatal: str = ""
+    last_exit: LastExit | None = None
+
+
+class StateFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`supervisor/state.json`. Its times mean nothing in another boot than `boot_id`."""
+
+    format: int
+    boot_id: str
+    nodes: dict[str, NodeRecord]
 
 
 # ------------------------------------------------------------------------------------ requests
