@@ -1,4 +1,4 @@
-"""A segment: one file of the log, and the records inside its batches. Pure: bytes in, values out.
+"""A segment: one file of the log, and the records inside its batches, as values.
 
     00000001.wal = segment batch, records batch …, seal batch, zeros
 
@@ -42,6 +42,7 @@ from zraft.storage.batch import (
     read_batches,
     used_bytes,
 )
+from zraft.storage.files import OS_FILES, Files
 
 FORMAT = 1
 SEAL_BODY = msgpack.packb([])
@@ -287,6 +288,22 @@ def _check_follows(path: Path, last: Batch, batch: Batch) -> None:
     if batch.header.chain != last.header.crc:
         why = "its chain does not name the batch before it"
         raise corrupt("a broken chain", path, batch.offset, why)
+
+
+def read_segments(directory: Path, *, files: Files = OS_FILES) -> Iterator[Segment]:
+    """Yield the checked segments of a log, read-only, whoever it belongs to; for `node inspect`.
+
+    Nothing is repaired: a torn end is in `torn_bytes` of the last segment.
+
+    Raises:
+        CorruptLogError: bytes are not what was written.
+        OSError: they cannot be read.
+    """
+    names = files.listdir(directory)
+    numbers = sorted(n for n in map(parse_segment_name, names) if n is not None)
+    for number in numbers:
+        path = directory / segment_name(number)
+        yield read_segment(path, files.read(path), is_last=number == numbers[-1])
 
 
 def corrupt(what: str, path: Path, offset: int, why: str) -> CorruptLogError:

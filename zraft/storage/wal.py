@@ -25,18 +25,14 @@ Layout of a batch: `storage.batch`; of a segment: `storage.segment`; how they co
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from zraft.clock import monotonic_ns
 from zraft.core.model import Configuration, Entries, EntryId, HardState, Recovered
-from zraft.errors import ForeignDataError, StorageError
 from zraft.storage.base import Identity, StorageStats
 from zraft.storage.batch import BatchType, batch_bytes, encode_batch, make_seed
-from zraft.storage.files import OS_FILES, PRIVATE_FILE, Files, sync_directory, write_all
+from zraft.storage.files import OS_FILES, Files
 from zraft.storage.replay import Replay, may_follow
 from zraft.storage.segment import (
     SEAL_BODY,
@@ -47,16 +43,25 @@ from zraft.storage.segment import (
     encode_segment_header,
     pack_record,
     pack_records,
-    parse_segment_name,
     read_segment,
     segment_name,
 )
+from zraft.storage.steps import SLICE_BYTES, LogSteps
 
 SEGMENT_BYTES = 16 << 20
 AHEAD_BYTES = 4 << 20  # kept zero-filled ahead of writing, in the next segment if need be
-SLICE_BYTES = 256 << 10
-NEXT_NAME = "next.tmp"
-_ZEROS = bytes(SLICE_BYTES)
+
+
+class Report(Protocol):
+    """Takes facts for the node's telemetry."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """Report one event of the closed list."""
+        ...
+
+
+def _no_report(event: str, /, **fields: object) -> None:
+    """Nobody wants to know."""
 
 
 class _State(NamedTuple):
@@ -87,12 +92,13 @@ class Wal:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         files: Files = OS_FILES,
+        report: Report = _no_report,
     ) -> None:
         assert segment_bytes >= 4096
-        self._directory = directory
+        self._steps = LogSteps(directory, files)
+        self._report = report
         self._identity = identity
         self._segment_bytes = segment_bytes
-        self._files = files
         self._configuration = Configuration(())
         self._synced = _State(HardState(), 0, EntryId(0, 0))
         self._saved = self._synced
@@ -106,7 +112,6 @@ class Wal:
         self._chain = 0
         self._next_fd: int | None = None
         self._next_filled_bytes = 0
-        self._failure = ""
         self._syncs = self._last_sync_us = self._max_sync_us = 0
         self._bytes_written = self._repaired_bytes = 0
 
@@ -128,10 +133,7 @@ class Wal:
         wal = cls(directory, identity, files=files)
         wal._configuration = configuration
         wal._number = 1
-        try:
-            files.mkdir(directory)
-        except OSError as error:
-            raise wal._fail("make", directory, error) from error
+        wal._steps.make_directory()
         wal._start_segment(1)
         wal.close()
 
@@ -140,44 +142,25 @@ class Wal:
     def load(self) -> Recovered:
         """Read, check, repair a torn end and sync; see `Storage.load`."""
         assert self._open is None, "load once"
+        start_ns = monotonic_ns()
         log = Replay(self._identity)
-        paths = self._segment_paths()
+        paths = self._steps.list_segments()
         for path in paths:
-            segment = read_segment(path, self._read(path), is_last=path == paths[-1])
+            segment = read_segment(path, self._steps.read(path), is_last=path == paths[-1])
             log.on_segment(segment)
             self._segments.append((segment.header.number, segment.header.first_index))
         recovered = log.finish()
         self._adopt(log, recovered)
+        self._steps.delete(self._steps.next_path)  # never trusted: it did not get its name
         self._reopen(segment)
-        return recovered
-
-    def _segment_paths(self) -> list[Path]:
-        directory = self._directory
-        try:
-            names = self._files.listdir(directory)
-            if NEXT_NAME in names:  # never trusted: it was not synced, or not renamed
-                self._files.unlink(directory / NEXT_NAME)
-        except FileNotFoundError as error:
-            raise self._wiped("does not exist") from error
-        except OSError as error:
-            raise self._fail("list", directory, error) from error
-        numbers = sorted(n for n in map(parse_segment_name, names) if n is not None)
-        if not numbers:
-            raise self._wiped("holds no segment")
-        return [directory / segment_name(number) for number in numbers]
-
-    def _wiped(self, what: str) -> ForeignDataError:
-        return ForeignDataError(
-            f"{self._directory} {what}",
-            why="a member without its log has forgotten its votes, and must not vote again",
-            try_="replace this member by a new one, or put its data directory back",
+        self._report(
+            "storage.recovered",
+            segments=len(paths),
+            first_index=recovered.entries.first_index,
+            last_index=recovered.entries.last_index,
+            elapsed_ms=(monotonic_ns() - start_ns) // 1_000_000,
         )
-
-    def _read(self, path: Path) -> bytes:
-        try:
-            return self._files.read(path)
-        except OSError as error:
-            raise self._fail("read", path, error) from error
+        return recovered
 
     def _adopt(self, log: Replay, recovered: Recovered) -> None:
         entries = recovered.entries
@@ -191,34 +174,31 @@ class Wal:
         """Open the last segment for writing: repaired, synced, and not sealed."""
         identity, number = self._identity, segment.header.number
         seed = make_seed(identity.cluster_id, identity.member_id, number)
-        try:
-            fd = self._files.open(segment.path, os.O_WRONLY)
-        except OSError as error:
-            raise self._fail("open", segment.path, error) from error
+        fd = self._steps.open_segment(segment.path)
         self._open = _Open(segment.path, fd, number, seed, segment.first.end_offset)
         self._number, self._chain = segment.next_number, segment.chain
         self._tail_offset, self._filled_bytes = segment.end_offset, segment.size_bytes
         self._repaired_bytes = segment.torn_bytes
         if segment.torn_bytes:
-            self._zero(segment.end_offset, segment.size_bytes)
-        self._sync_file(fd, segment.path)
-        self._sync_directory()
+            self._steps.zero(fd, segment.path, segment.end_offset, segment.size_bytes)
+        self._steps.sync_file(fd, segment.path)
+        self._steps.sync_names()
+        if segment.torn_bytes:
+            self._report(
+                "storage.tail_repaired",
+                path=str(segment.path),
+                offset=segment.end_offset,
+                bytes_dropped=segment.torn_bytes,
+            )
         if segment.sealed:
             self._close_segment()
             self._start_segment(number + 1)
-
-    def _zero(self, start_offset: int, end_offset: int) -> None:
-        """Overwrite with zeros, so that no byte of a dropped batch is ever seen again."""
-        assert self._open is not None
-        for offset in range(start_offset, end_offset, SLICE_BYTES):
-            count = min(SLICE_BYTES, end_offset - offset)
-            self._write(self._open.fd, self._open.path, _ZEROS[:count], offset)
 
     # ------------------------------------------------------------------------------------- writing
 
     def save(self, hard_state: HardState | None, entries: Entries | None) -> None:
         """Add to the current batch; see `Storage.save`."""
-        self._check_alive()
+        self._steps.check_alive()
         saved = self._saved
         if hard_state is not None:
             assert may_follow(saved.hard_state, hard_state), (saved.hard_state, hard_state)
@@ -237,7 +217,7 @@ class Wal:
 
     def sync(self) -> None:
         """Write the current batch and make it durable; see `Storage.sync`."""
-        self._check_alive()
+        self._steps.check_alive()
         if not self._pending:
             return
         start_ns = monotonic_ns()
@@ -257,8 +237,8 @@ class Wal:
         data, crc = encode_batch(
             batch_type, self._number, body, chain=self._chain, seed=segment.seed
         )
-        self._write(segment.fd, segment.path, data, self._tail_offset)
-        self._sync_file(segment.fd, segment.path)
+        self._steps.write(segment.fd, segment.path, data, self._tail_offset)
+        self._steps.sync_file(segment.fd, segment.path)
         self._chain = crc
         self._number += 1
         self._tail_offset += len(data)
@@ -276,6 +256,8 @@ class Wal:
         number = self._open.number + 1
         self._close_segment()
         self._start_segment(number)
+        first_index = self._synced.last_index + 1
+        self._report("storage.segment_rotated", segment=number, first_index=first_index)
 
     def _start_segment(self, number: int) -> None:
         """Make the next segment out of the zeros prepared for it, and open it."""
@@ -289,15 +271,15 @@ class Wal:
             synced.compacted,
         )
         data, crc = encode_segment_header(header, number=self._number, chain=self._chain)
-        path = self._directory / segment_name(number)
-        fd = self._make_next() if self._next_fd is None else self._next_fd
+        path = self._steps.directory / segment_name(number)
+        fd = self._steps.make_next() if self._next_fd is None else self._next_fd
         self._next_fd = None
         seed = make_seed(identity.cluster_id, identity.member_id, number)
         self._open = _Open(path, fd, number, seed, len(data))
-        self._write(fd, self._directory / NEXT_NAME, data, 0)
-        self._sync_file(fd, self._directory / NEXT_NAME)
-        self._rename_next(path)
-        self._sync_directory()
+        self._steps.write(fd, self._steps.next_path, data, 0)
+        self._steps.sync_file(fd, self._steps.next_path)
+        self._steps.rename_next(path)
+        self._steps.sync_names()
         self._segments.append((number, header.first_index))
         self._chain = crc
         self._number += 1
@@ -308,7 +290,7 @@ class Wal:
 
     def prepare(self, budget_bytes: int) -> bool:
         """Zero-fill ahead of writing, one slice; see `Storage.prepare`."""
-        self._check_alive()
+        self._steps.check_alive()
         assert self._open is not None, "load first"
         assert budget_bytes > 0
         budget_bytes = min(budget_bytes, SLICE_BYTES)
@@ -322,11 +304,14 @@ class Wal:
         elif self._next_filled_bytes < next_target:
             count = min(budget_bytes, next_target - self._next_filled_bytes)
             if self._next_fd is None:
-                self._next_fd = self._make_next()
-            path = self._directory / NEXT_NAME
-            self._fill(self._next_fd, path, self._next_filled_bytes, count)
+                self._next_fd = self._steps.make_next()
+            self._fill(self._next_fd, self._steps.next_path, self._next_filled_bytes, count)
             self._next_filled_bytes += count
         return self._filled_bytes < own_target or self._next_filled_bytes < next_target
+
+    def _fill(self, fd: int, path: Path, offset: int, count: int) -> None:
+        self._steps.zero(fd, path, offset, offset + count)
+        self._steps.sync_file(fd, path)
 
     # ---------------------------------------------------------------------------------- compaction
 
@@ -353,8 +338,10 @@ class Wal:
             if not any(first <= first_index_to_keep for _, first in self._segments[1:]):
                 break
             number, _ = self._segments.pop(0)
-            self._delete_segment(number)
-            self._sync_directory()  # one at a time: no crash leaves a hole
+            self._steps.delete(self._steps.directory / segment_name(number))
+            self._steps.sync_names()  # one at a time: no crash leaves a hole
+            last_index = self._segments[0][1] - 1
+            self._report("storage.segment_deleted", segment=number, last_index=last_index)
 
     def _note_terms(self, entries: Entries) -> None:
         starts = self._term_starts
@@ -372,78 +359,7 @@ class Wal:
     def _term_at(self, index: int) -> int:
         return max(start.term for start in self._term_starts if start.index <= index)
 
-    # --------------------------------------------------------------------------------------- steps
-    # One call of the operating system each, so that tests can stop the world between any two.
-
-    def _write(self, fd: int, path: Path, data: bytes, offset: int) -> None:
-        try:
-            write_all(self._files, fd, data, offset)
-        except OSError as error:
-            raise self._fail("write", path, error) from error
-
-    def _sync_file(self, fd: int, path: Path) -> None:
-        try:
-            self._files.fdatasync(fd)
-        except OSError as error:
-            raise self._fail("sync", path, error) from error
-
-    def _make_next(self) -> int:
-        path = self._directory / NEXT_NAME
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        try:
-            return self._files.open(path, flags, PRIVATE_FILE)
-        except OSError as error:
-            raise self._fail("make", path, error) from error
-
-    def _fill(self, fd: int, path: Path, offset: int, count: int) -> None:
-        self._write(fd, path, _ZEROS[:count], offset)
-        self._sync_file(fd, path)
-
-    def _rename_next(self, path: Path) -> None:
-        try:
-            self._files.rename(self._directory / NEXT_NAME, path)
-        except OSError as error:
-            raise self._fail("rename", path, error) from error
-
-    def _sync_directory(self) -> None:
-        try:
-            sync_directory(self._files, self._directory)
-        except OSError as error:
-            raise self._fail("sync", self._directory, error) from error
-
-    def _delete_segment(self, number: int) -> None:
-        path = self._directory / segment_name(number)
-        try:
-            self._files.unlink(path)
-        except OSError as error:
-            raise self._fail("delete", path, error) from error
-
-    def _close_segment(self) -> None:
-        if self._open is not None:
-            self._files.close(self._open.fd)
-            self._open = None
-
     # ----------------------------------------------------------------------------------------- end
-
-    def _check_alive(self) -> None:
-        if self._failure:
-            raise StorageError(
-                "the log takes no more writes",
-                why=f"an earlier step failed ({self._failure}), and a second try could lie",
-                try_="stop this node; start it again when the disk is well",
-            )
-
-    def _fail(self, action: str, path: Path, error: OSError) -> StorageError:
-        """Return the error for a refused step, and be dead from now on."""
-        reason = error.strerror or str(error)
-        self._failure = f"{action} {path.name}: {reason}"
-        try_ = {
-            errno.ENOSPC: "free some space on this disk, then start the node again",
-            errno.EDQUOT: "raise the quota, then start the node again",
-            errno.EACCES: "check who owns the data directory, then start the node again",
-            errno.EROFS: "mount the file system writable, then start the node again",
-        }.get(error.errno or 0, "check the disk (dmesg), then start the node again")
-        return StorageError(f"cannot {action} {path}", why=reason, try_=try_)
 
     def stats(self) -> StorageStats:
         """Return the counters."""
@@ -460,22 +376,11 @@ class Wal:
         """Close the files; what was saved and not synced is dropped."""
         self._close_segment()
         if self._next_fd is not None:
-            self._files.close(self._next_fd)
+            self._steps.close_file(self._next_fd)
             self._next_fd = None
-        self._failure = self._failure or "closed"
+        self._steps.end()
 
-
-def read_segments(directory: Path, *, files: Files = OS_FILES) -> Iterator[Segment]:
-    """Yield the checked segments of a log, read-only, whoever it belongs to; for `node inspect`.
-
-    Nothing is repaired: a torn end is in `torn_bytes` of the last segment.
-
-    Raises:
-        CorruptLogError: bytes are not what was written.
-        OSError: they cannot be read.
-    """
-    names = files.listdir(directory)
-    numbers = sorted(n for n in map(parse_segment_name, names) if n is not None)
-    for number in numbers:
-        path = directory / segment_name(number)
-        yield read_segment(path, files.read(path), is_last=number == numbers[-1])
+    def _close_segment(self) -> None:
+        if self._open is not None:
+            self._steps.close_file(self._open.fd)
+            self._open = None
