@@ -363,8 +363,7 @@ class ClientSockets:
         }
 
     def close(self, linger_ms: int = 0) -> None:
-        """Send the last replies and close every socket; they may take `linger_ms` to leave."""
-        self.flush_replies()
+        """Close every socket; replies that were flushed may take `linger_ms` to leave."""
         for link in [*self._links.values()]:
             self._close_link(link)
         if self._router is not None:

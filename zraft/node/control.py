@@ -37,6 +37,7 @@ from zraft.errors import ControlError, ZraftError
 from zraft.node.clients import Ready
 from zraft.node.rejects import Rejects
 from zraft.transport.bind import make_router
+from zraft.transport.links import Fault, Links
 
 MAX_REQUESTS = 16  # a turn
 MAX_FRAME_BYTES = 64 << 10
@@ -47,12 +48,12 @@ MAX_FAULT_MS = 24 * 3600 * 1000
 class Operated(Protocol):
     """What an operator may tell the server to do."""
 
-    def campaign(self, now_ms: int) -> None:
-        """Stand for election now. ControlError when impossible."""
+    def campaign(self, *, now_ms: int) -> bool:
+        """Stand for election now; False when this node leads or can't vote."""
         ...
 
-    def step_down(self, now_ms: int) -> None:
-        """Give up leadership now. ControlError when there is none to give up."""
+    def step_down(self, *, now_ms: int) -> bool:
+        """Give up leadership now; False when this node does not lead."""
         ...
 
 
@@ -68,6 +69,34 @@ class Faults(Protocol):
         ...
 
 
+class LinkFaults:
+    """The faults of the peer links, with their lines in the log."""
+
+    def __init__(
+        self, links: Links, emit: Callable[..., None], name_of: Callable[[MemberId], str]
+    ) -> None:
+        """`emit` writes one event."""
+        self._links = links
+        self._emit = emit
+        self._name_of = name_of
+
+    def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
+        """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
+        fault = self._links.isolate(peers, until_ms=until_ms)
+        self._emit("fault.injected", fault=fault.fault_id, rule=self._rule(fault))
+
+    def heal(self) -> int:
+        """Remove every fault; return how many there were."""
+        healed = self._links.heal()
+        for fault in healed:
+            self._emit("fault.cleared", fault=fault.fault_id, rule=self._rule(fault))
+        return len(healed)
+
+    def _rule(self, fault: Fault) -> str:
+        names = sorted(self._name_of(peer) for peer in fault.peers)
+        return f"{fault.kind} {', '.join(names) or 'all'}"
+
+
 class Control:
     """See the module. `stop_asked` is set by the verb `stop`, `block_ms` by `block`."""
 
@@ -75,22 +104,17 @@ class Control:
         self,
         *,
         whoami: WhoamiReply,
-        status: Callable[[int], NodeStatus],
         server: Operated,
         faults: Faults,
         member_id: Callable[[str], MemberId],
         rejects: Rejects,
     ) -> None:
-        """Open nothing yet.
-
-        Args:
-            status: makes the answer to `status`; it gets the loop's time.
-            member_id: the member id of a name; ControlError when there is no such node.
-        """
+        """Open nothing yet. `member_id` finds the id of a name; ControlError for unknown names."""
+        self.status: Callable[[int], NodeStatus] | None = None
+        """Makes the answer to `status`, given the loop's time; set once all its sources exist."""
         self.stop_asked = False
         self.block_ms = 0
         self._whoami = whoami
-        self._status = status
         self._server = server
         self._faults = faults
         self._member_id = member_id
@@ -157,15 +181,20 @@ class Control:
             case Whoami():
                 return self._whoami
             case GetStatus():
-                return self._status(now_ms)
+                assert self.status is not None, "asked before the node serves"
+                return self.status(now_ms)
             case Stop():
                 self.stop_asked = True
                 return ControlDone("stopping")
             case Campaign():
-                self._server.campaign(now_ms)
+                if not self._server.campaign(now_ms=now_ms):
+                    raise ControlError(f"{self._whoami.name} leads already")
                 return ControlDone("stands for election")
             case StepDown():
-                self._server.step_down(now_ms)
+                if not self._server.step_down(now_ms=now_ms):
+                    raise ControlError(
+                        f"{self._whoami.name} does not lead", try_="zraft cluster status"
+                    )
                 return ControlDone("gave up leadership")
             case Block(ms):
                 self.block_ms = _bounded("ms", ms, 1, MAX_BLOCK_MS)

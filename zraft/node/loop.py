@@ -22,9 +22,9 @@ into an exit code.
 
 from __future__ import annotations
 
+import select
 import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,7 @@ PEER_BATCHES = 8  # a turn; then timers, clients and the disk have their turn, t
 MAX_WAIT_MS = 1000
 MIN_STALL_MS = 20
 STALL_REPORT_MS = 1000
+STOP_PATIENCE_MS = 500
 IDLE_WINDOW_MS = 250
 IDLE_INPUTS = 64  # messages and requests in a window: more is load
 IDLE_GAP_MS = 25  # until the next deadline: room for a collection
@@ -52,7 +53,7 @@ class LoopServer(Protocol):
     """What the loop calls of `Server`; times are those of `clock.now_ms`."""
 
     @property
-    def leader_id(self) -> MemberId: ...
+    def drained(self) -> bool: ...
     def next_deadline_ms(self) -> int: ...
     def on_stall(self, late_ms: int, *, now_ms: int) -> None: ...
     def on_message(self, message: Message, *, now_ms: int) -> None: ...
@@ -64,13 +65,20 @@ class LoopServer(Protocol):
     def on_forward_lost(self, leader: MemberId, *, now_ms: int) -> None: ...
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None: ...
     def flush(self, *, now_ms: int) -> bool: ...
+    def prepare_stop(self, *, now_ms: int) -> None: ...
+    def finish_stop(self, *, now_ms: int) -> None: ...
 
 
 class LoopPeers(Protocol):
-    """What the loop calls of the peer sockets, besides their part of `transport.base.Peers`."""
+    """What the loop calls of `PeerSockets`."""
 
+    @property
+    def pollables_version(self) -> int: ...
+    @property
+    def inbox_empty(self) -> bool: ...
+    def pollables(self) -> list[tuple[zmq.Socket[bytes] | int, int]]: ...
     def next_deadline_ms(self) -> int | None: ...
-    def on_ready(self, ready: Ready, now_ms: int) -> None: ...
+    def on_ready(self, pollable: object) -> bool: ...
     def on_timer(self, now_ms: int) -> None: ...
     def receive(self, limit: int) -> Sequence[Message]: ...
     def downs(self) -> list[PeerDown]: ...
@@ -141,12 +149,20 @@ class LoopParts:
     signals: LoopSignals
     telemetry: LoopTelemetry
     housekeeping: LoopHousekeeping
+    leader_id: Callable[[], MemberId]
 
 
 class Loop:
     """See the module. One per process."""
 
-    def __init__(self, parts: LoopParts, *, heartbeat_ms: int, prealloc_bytes: int) -> None:
+    def __init__(
+        self,
+        parts: LoopParts,
+        *,
+        heartbeat_ms: int,
+        prealloc_bytes: int,
+        stall_grace: bool = True,
+    ) -> None:
         """Register the signals' descriptor; everything else is registered by its owner."""
         self.turns = 0
         self.stalls = 0
@@ -154,6 +170,7 @@ class Loop:
         self._parts = parts
         self._stall_ms = max(MIN_STALL_MS, heartbeat_ms // 2)
         self._prealloc_bytes = prealloc_bytes
+        self._stall_grace = stall_grace
         self._woke_ns = clock.now_ns()
         self._more = False
         self._inputs = 0
@@ -161,30 +178,58 @@ class Loop:
         self._idle = False
         self._stall_report_ms = 0
         self._reopen_asked = False
+        self._peers_version: int | None = None
+        self._watched: list[zmq.Socket[bytes] | int] = []
         parts.poller.register(parts.signals.fd, zmq.POLLIN)
 
+    def counters(self) -> dict[str, int]:
+        """Return the counters for `status`."""
+        return {
+            "loop.turns": self.turns,
+            "loop.stalls": self.stalls,
+            "loop.worst_late_ms": self.worst_late_ms,
+        }
+
     def run(self) -> str:
-        """Turn until somebody asks to stop; return who did."""
+        """Turn until somebody asks to stop, then stop in order; return who asked."""
         while True:
             reason = self.turn()
             if reason is not None:
+                self._stop(reason)
                 return reason
 
     def turn(self) -> str | None:
         """Run one turn; return the reason to stop, None to go on."""
         ready = self._wait()
         reason = self._operators(ready)
-        if reason is not None:
-            return reason
         inbox_empty = self._peers(ready)
         self._clients(ready)
         self._work(inbox_empty=inbox_empty)
-        return None
+        return reason
+
+    def _stop(self, reason: str) -> None:
+        """Take no more requests, let those in the log be decided for a moment, give up leadership.
+
+        Sockets are closed after this only: a process whose peer socket is gone counts as dead, and
+        must not lead any more. A second request to stop ends the patience.
+        """
+        parts = self._parts
+        parts.telemetry.emit("node.stopping", reason=reason)
+        parts.server.prepare_stop(now_ms=clock.now_ms())
+        give_up_ms = clock.now_ms() + STOP_PATIENCE_MS
+        parts.control.stop_asked = False
+        while not parts.server.drained and clock.now_ms() < give_up_ms:
+            if self.turn() is not None:
+                break
+        parts.server.finish_stop(now_ms=clock.now_ms())
+        parts.server.flush(now_ms=clock.now_ms())
+        parts.clients.flush_replies()
 
     # 1, 2: wait, and notice how late it got
 
     def _wait(self) -> Ready:
         parts = self._parts
+        self._watch_peers()
         start_ns = clock.now_ns()
         turn_ms = (start_ns - self._woke_ns) // 1_000_000
         timeout_ms = 0 if self._more or parts.clients.has_lost else self._timeout_ms(start_ns)
@@ -196,6 +241,19 @@ class Loop:
         if late_ms > self._stall_ms:
             self._on_stall(late_ms, turn_ms)
         return ready
+
+    def _watch_peers(self) -> None:
+        """Poll what the peer transport waits for at the moment; it tells when that changed."""
+        peers = self._parts.peers
+        if peers.pollables_version == self._peers_version:
+            return
+        self._peers_version = peers.pollables_version
+        for pollable in self._watched:
+            self._parts.poller.unregister(pollable)
+        self._watched = []
+        for pollable, events in peers.pollables():
+            self._parts.poller.register(pollable, events)
+            self._watched.append(pollable)
 
     def _timeout_ms(self, now_ns: int) -> int:
         """Return the whole milliseconds until the next deadline, rounded up, or poll would spin.
@@ -218,7 +276,8 @@ class Loop:
         now_ms = self._woke_ns // 1_000_000
         self.stalls += 1
         self.worst_late_ms = max(self.worst_late_ms, late_ms)
-        self._parts.server.on_stall(late_ms, now_ms=now_ms)
+        if self._stall_grace:
+            self._parts.server.on_stall(late_ms, now_ms=now_ms)
         if now_ms >= self._stall_report_ms:
             self._stall_report_ms = now_ms + STALL_REPORT_MS
             self._parts.telemetry.emit("loop.stalled", late_ms=late_ms, turn_ms=turn_ms)
@@ -238,7 +297,7 @@ class Loop:
         if parts.control.block_ms:
             # An operator asked for a stall: the only deliberate sleep of a node.
             block_ms, parts.control.block_ms = parts.control.block_ms, 0
-            time.sleep(block_ms / 1000)
+            select.poll().poll(block_ms)
         return None
 
     # 4, 5: what came in
@@ -247,19 +306,18 @@ class Loop:
         """Take in what peers sent; return whether the inbox is empty now."""
         parts = self._parts
         now_ms = clock.now_ms()
-        parts.peers.on_ready(ready, now_ms)
-        inbox_empty = False
+        for pollable in ready:
+            parts.peers.on_ready(pollable)
         for _ in range(PEER_BATCHES):
             messages = parts.peers.receive(PEER_BATCH)
             for message in messages:
                 parts.server.on_message(message, now_ms=now_ms)
             self._inputs += len(messages)
-            if len(messages) < PEER_BATCH:
-                inbox_empty = True
+            if parts.peers.inbox_empty:
                 break
         for down in parts.peers.downs():
             parts.server.on_peer_down(down.peer, down.incarnation, now_ms=now_ms)
-        return inbox_empty
+        return parts.peers.inbox_empty
 
     def _clients(self, ready: Ready) -> None:
         parts = self._parts
@@ -287,7 +345,7 @@ class Loop:
         parts.server.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
         self._more = parts.server.flush(now_ms=now_ms)
         parts.clients.flush_replies()
-        parts.clients.expect_leader(parts.server.leader_id, now_ms)
+        parts.clients.expect_leader(parts.leader_id(), now_ms)
         self._tidy_up()
 
     def _tidy_up(self) -> None:

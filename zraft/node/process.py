@@ -1,0 +1,326 @@
+"""One node process from start to end: what is made, in which order, and why.
+
+     1  cluster file, configuration       78 when they are wrong: nothing was touched
+     2  whose directory, its lock         65 foreign or wiped, 75 in use: still nothing was touched
+     3  incarnation + 1, on disk          peers tell this life's frames from the last one's
+     4  telemetry                         only the lock's holder writes into the directory
+     5  the log                           65 corrupt, 74 unreadable
+     6  garbage frozen                    nothing of what was read back is ever visited again
+     7  sockets                           after the lock: binding an ipc path takes it from whoever
+                                          has it; after the log: who accepts connections is alive
+     8  node.json, readiness line         the parent may count on it
+
+It ends in the opposite order. Leadership is given up before any socket is closed (`Loop.run` does
+both), because peers take a process whose peer socket refuses them for dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from zlib import crc32
+
+import zmq
+
+from zraft import clock
+from zraft._version import __version__
+from zraft.api import CONTROL_VERSION, WhoamiReply
+from zraft.config import to_toml
+from zraft.core.model import NOBODY, MemberId
+from zraft.core.raft import Raft
+from zraft.errors import EXIT_SOFTWARE, ZraftError
+from zraft.machine.kv import KV
+from zraft.node import notes
+from zraft.node.clients import ClientSockets
+from zraft.node.collector import Collector
+from zraft.node.control import Control, LinkFaults
+from zraft.node.loop import Loop, LoopParts
+from zraft.node.plan import Plan, raft_settings, server_limits
+from zraft.node.rejects import Rejects
+from zraft.node.server import Server
+from zraft.node.signals import Signals
+from zraft.node.status import StatusSources, node_status
+from zraft.node.tracing import PeerTrace
+from zraft.storage.directory import Member, lock, next_incarnation, open_member
+from zraft.storage.files import OsFiles
+from zraft.storage.wal import Wal
+from zraft.telemetry import Telemetry
+from zraft.transport.links import Links
+from zraft.transport.peers import PeerSockets
+from zraft.wire import EntryCodec
+
+LINGER_MS = 100  # the last replies may take so long to leave
+
+
+class Housekeeping:
+    """What the loop does when nothing else is to be done."""
+
+    def __init__(self, storage: Wal, collector: Collector, rejects: Rejects) -> None:
+        self.prepare = storage.prepare
+        self.maybe_collect = collector.maybe_collect
+        self.report = rejects.report
+
+
+class _ReadingFiles(OsFiles):
+    """The real file system; tells the parent of each file that recovery reads."""
+
+    def __init__(self, ready_pipe: notes.ReadyPipe) -> None:
+        self._ready_pipe = ready_pipe
+        self._count = 0
+
+    def read(self, path: Path) -> bytes:
+        self._count += 1
+        self._ready_pipe.progress(f"reading {path.name}, file {self._count}")
+        return path.read_bytes()
+
+
+class NodeProcess:
+    """A node that holds its directory. `run` serves until it is asked to stop.
+
+    Everything that has to be closed is on `_stack`, in the order in which it was made.
+    """
+
+    def __init__(self, plan: Plan, directory: Path, ready_pipe: notes.ReadyPipe) -> None:
+        """Do steps 2 to 4; nothing of the directory was touched if this raises.
+
+        Raises:
+            ForeignDataError: another member's directory, or a wiped one (exit 65).
+            LockedError: another process uses it (exit 75).
+            StorageError: the disk refused (exit 74).
+        """
+        self.plan = plan
+        self.directory = directory
+        self._endpoints = plan.endpoints()
+        self._ready_pipe = ready_pipe
+        self._stack = contextlib.ExitStack()
+        self._member: Member = open_member(directory, expect=plan.identity)
+        self._stack.callback(os.close, lock(directory))
+        self.incarnation = next_incarnation(directory)
+        logging = plan.config.logging
+        self.telemetry = Telemetry(
+            directory,
+            node=plan.name,
+            cluster=plan.cluster.name,
+            incarnation=self.incarnation,
+            trace=logging.trace,
+            trace_events_per_s=logging.trace_events_per_s,
+            rotate_bytes=logging.rotate_bytes,
+            rotate_files=logging.rotate_files,
+        )
+        self.telemetry.label = plan.name_of
+        self._stack.callback(self.telemetry.close)
+
+    def run(self) -> None:
+        """Recover, serve, and stop in order when asked to. Exit code 0.
+
+        Raises:
+            ZraftError: what stopped it, with the exit code. Anything else is a defect.
+        """
+        signals = Signals()
+        self._stack.callback(signals.close)
+        collector = Collector(self.telemetry.emit)
+        self._stack.callback(collector.close)
+        storage, raft = self._recover()
+        collector.freeze()
+        loop = self._assemble(storage, raft, signals, collector)
+        self._announce()
+        reason = loop.run()
+        self.telemetry.emit("node.stopped", reason=reason, exit_code=0)
+        notes.write_exit_file(self.directory, code=0, reason=reason)
+        self.close()
+
+    def fail(self, error: Exception) -> None:
+        """Write down why this process ends, as far as the disk still takes it, and close.
+
+        A broken invariant is an AssertionError like any other defect: exit code 70.
+        """
+        if isinstance(error, ZraftError):
+            what, why, reason, code = error.what, error.why, error.code, error.exit_code
+        else:
+            what, why = str(error), traceback.format_exc(limit=-8)
+            reason, code = type(error).__name__, EXIT_SOFTWARE
+        self.telemetry.emit("node.failed", exit_code=code, error=what or reason, why=why)
+        notes.write_exit_file(self.directory, code=code, reason=reason, error=what, why=why)
+        self.close()
+
+    def close(self) -> None:
+        """Close everything, in the opposite order of making; the directory's lock last."""
+        self._stack.close()
+
+    # 5: the log
+
+    def _recover(self) -> tuple[Wal, Raft]:
+        config, member = self.plan.config, self._member
+        storage = Wal(
+            member.wal_directory,
+            member.identity,
+            segment_bytes=config.storage.segment_bytes,
+            files=_ReadingFiles(self._ready_pipe),
+            report=self.telemetry.emit,
+        )
+        self._stack.callback(storage.close)
+        recovered = storage.load()
+        entries = recovered.entries
+        self.telemetry.emit(
+            "node.started",
+            version=__version__,
+            config_digest=f"{crc32(to_toml(config).encode()):08x}",
+            restored_term=recovered.hard_state.term,
+            last_index=entries.last_index,
+            snapshot_index=entries.first_index - 1,
+        )
+        raft = Raft(
+            self.plan.me,
+            recovered,
+            settings=raft_settings(config),
+            codec=EntryCodec(),
+            random=random.Random(),
+            now_ms=clock.now_ms(),
+        )
+        return storage, raft
+
+    # 7: sockets, and everything between them
+
+    def _assemble(self, storage: Wal, raft: Raft, signals: Signals, collector: Collector) -> Loop:
+        plan, config, telemetry = self.plan, self.plan.config, self.telemetry
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._stack.callback(context.destroy, linger=0)
+        self._stack.callback(self._unlink_sockets)
+        poller, rejects = zmq.Poller(), Rejects(telemetry.emit)
+        clients = ClientSockets(
+            context,
+            poller,
+            cluster=plan.cluster.cluster_bytes,
+            endpoint_of=self._client_endpoint,
+            rejects=rejects,
+        )
+        self._stack.callback(clients.close, LINGER_MS)
+        peers = self._make_peers(context)
+        machine = KV()
+        server = Server(
+            raft=raft,
+            storage=storage,
+            peers=peers,
+            machine=machine,
+            replies=clients,
+            forwards=clients,
+            report=telemetry.emit,
+            on_notice=telemetry.notice,
+            clock_ns=clock.now_ns,
+            limits=server_limits(config),
+        )
+        telemetry.context = lambda: self._moment(server)
+        control = Control(
+            whoami=self._whoami(),
+            server=server,
+            faults=LinkFaults(peers.links, telemetry.emit, plan.name_of),
+            member_id=plan.cluster.member_id,
+            rejects=rejects,
+        )
+        self._stack.callback(control.close, LINGER_MS)
+        control.bind(context, poller, self._endpoints["ctl"])
+        clients.bind(self._endpoints["client"])
+        loop = Loop(
+            LoopParts(
+                poller=poller,
+                server=server,
+                peers=peers,
+                clients=clients,
+                control=control,
+                signals=signals,
+                telemetry=telemetry,
+                housekeeping=Housekeeping(storage, collector, rejects),
+                leader_id=lambda: raft.leader_id,
+            ),
+            heartbeat_ms=config.timing.heartbeat_ms,
+            prealloc_bytes=config.storage.prealloc_bytes,
+            stall_grace=config.timing.stall_grace,
+        )
+        sources = StatusSources(
+            whoami=self._whoami(),
+            server=server,
+            machine=machine,
+            peers=peers,
+            faults=peers.links.faults,
+            storage_stats=storage.stats,
+            counters=(clients, peers, rejects, loop),
+            dropped_lines=lambda: telemetry.dropped_lines,
+            name_of=plan.name_of,
+            started_ms=clock.now_ms(),
+        )
+        control.status = lambda now_ms: node_status(sources, now_ms)
+        return loop
+
+    def _make_peers(self, context: zmq.Context[zmq.Socket[bytes]]) -> PeerSockets:
+        cluster = self.plan.cluster
+        peers = PeerSockets(
+            context,
+            me=self.plan.me,
+            cluster=cluster.cluster_bytes,
+            incarnation=self.incarnation,
+            bind=self._endpoints["peer"],
+            endpoints={
+                cluster.member_id(name): cluster.endpoint(name, "peer") for name in cluster.names
+            },
+            links=Links(random.Random()),
+            report=self.telemetry.emit,
+            now_ms=clock.now_ms,
+            label=self.plan.name_of,
+        )
+        self._stack.callback(peers.close)
+        if self.telemetry.tracing:
+            peers.trace = PeerTrace(self.telemetry, self.plan.name_of)
+        return peers
+
+    def _client_endpoint(self, member: MemberId) -> str | None:
+        name = self.plan.cluster.member_name(member)
+        if name is None or member == self.plan.me:
+            return None
+        return self.plan.cluster.endpoint(name, "client")
+
+    def _moment(self, server: Server) -> Mapping[str, object]:
+        """Return the fields that every line of telemetry carries."""
+        raft = server.raft
+        leader = raft.leader_id
+        return {
+            "role": raft.role.value,
+            "term": raft.term,
+            "leader": self.plan.name_of(leader) if leader != NOBODY else None,
+            "commit": raft.commit_index,
+            "applied": server.applied_index,
+            "last": raft.last_id.index,
+        }
+
+    def _whoami(self) -> WhoamiReply:
+        plan = self.plan
+        return WhoamiReply(
+            version=__version__,
+            control_version=CONTROL_VERSION,
+            cluster=plan.cluster.name,
+            cluster_id=plan.cluster.cluster_id,
+            name=plan.name,
+            member_id=f"{plan.me:016x}",
+            incarnation=self.incarnation,
+            pid=os.getpid(),
+        )
+
+    def _unlink_sockets(self) -> None:
+        for endpoint in self._endpoints.values():
+            if endpoint.startswith("ipc://"):
+                with contextlib.suppress(OSError):
+                    os.unlink(endpoint.removeprefix("ipc://"))
+
+    # 8: who may count on it
+
+    def _announce(self) -> None:
+        note = notes.process_note(self.incarnation)
+        note["endpoints"] = self._endpoints
+        notes.write_node_file(self.directory, note)
+        self._ready_pipe.ready(
+            {"pid": note["pid"], "incarnation": self.incarnation, "endpoints": self._endpoints}
+        )
+        self.telemetry.emit("node.ready", elapsed_ms=notes.process_age_ms())
