@@ -1,0 +1,363 @@
+"""A cluster of bare cores in one process: no server, no sockets, no files, no clock.
+
+It owns N `Raft` objects, for each the disk it would find after a crash, the messages in flight and
+one clock that moves only when it is told to. Nothing happens by itself: whoever drives it decides
+which Ready is handled, which message arrives, is lost or arrives twice, who crashes and whose timer
+fires. Equal seeds and equal calls give equal runs. After every call the safety properties of the
+whole cluster are checked (`zraft.testing.safety`), and every core checks itself thoroughly.
+
+What is durable is what an advanced Ready had to persist; a crash forgets everything else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from zraft.core.messages import Message
+from zraft.core.model import (
+    Command,
+    Configuration,
+    Entries,
+    EntryId,
+    HardState,
+    MemberId,
+    Recovered,
+    Role,
+    Settings,
+)
+from zraft.core.notices import Notice
+from zraft.core.raft import Raft
+from zraft.core.ready import ReadState, Ready
+from zraft.testing.safety import Safety
+from zraft.wire import EntryCodec
+
+MAX_DELIVERIES = 20_000
+"""Upper bound of what one call of `stabilise` or `run` delivers: more is a message storm."""
+
+Matches = Callable[[Message], bool]
+
+_CODEC = EntryCodec()
+
+
+def payload_at(index: int, term: int) -> bytes:
+    """Return the payload of a made-up entry: the same for the same index and term, everywhere."""
+    return _CODEC.encode(Command(f"{index}.{term}".encode()), term=term, log_time_ms=0)
+
+
+class Disk:
+    """What one member finds after a crash."""
+
+    __slots__ = ("hard_state", "payloads", "terms")
+
+    def __init__(self) -> None:
+        self.hard_state = HardState()
+        self.terms: list[int] = []
+        self.payloads: list[bytes] = []
+
+    def save(self, ready: Ready) -> None:
+        """Persist what a Ready wants persisted; entries replace all from their first index on."""
+        if ready.hard_state is not None:
+            self.hard_state = ready.hard_state
+        if ready.entries is not None:
+            kept = ready.entries.first_index - 1
+            assert kept <= len(self.terms), "a hole in the log on disk"
+            self.terms[kept:] = ready.entries.terms
+            self.payloads[kept:] = ready.entries.payloads
+
+    def write(self, terms: Sequence[int], hard_state: HardState) -> None:
+        """Replace everything by a log with these terms and made-up payloads."""
+        self.hard_state = hard_state
+        self.terms = list(terms)
+        self.payloads = [payload_at(index, term) for index, term in enumerate(terms, 1)]
+
+    def recover(self, configuration: Configuration) -> Recovered:
+        """Return what a starting node reads."""
+        entries = Entries(1, list(self.terms), list(self.payloads))
+        return Recovered(self.hard_state, configuration, entries)
+
+
+class CrashPoint(Enum):
+    """Where in the handling of a Ready a member dies."""
+
+    AFTER_MESSAGES = "after-messages"  # sent what may leave early; nothing is on disk
+    AFTER_PERSIST = "after-persist"  # on disk; the answers never leave
+
+
+@dataclass(slots=True)
+class Member:
+    """One member: its core while it runs, its disk, and what came out of it."""
+
+    member_id: MemberId
+    random: random.Random
+    disk: Disk = field(default_factory=Disk)
+    raft: Raft | None = None
+    incarnation: int = 0
+    applies: bool = True  # False: committed entries are handed out, but not applied yet
+    applied: list[bytes] = field(default_factory=list)  # payloads from index 1 on; in memory
+    reads: list[ReadState] = field(default_factory=list)
+    aborted_reads: list[int] = field(default_factory=list)
+    aborted_terms: list[int] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+
+class CoreCluster:
+    """See the module. Member ids are 1 … n; lists of members are always in that order."""
+
+    def __init__(
+        self,
+        members: int,
+        *,
+        voters: Iterable[int] | None = None,
+        settings: Settings | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Start `members` empty members, of which `voters` (all unless given) vote."""
+        ids = range(1, members + 1)
+        self.settings = Settings() if settings is None else settings
+        self.configuration = Configuration(tuple(sorted(ids if voters is None else voters)))
+        self.now_ms = 0
+        self.in_flight: list[Message] = []
+        self.cut_links: set[tuple[MemberId, MemberId]] = set()
+        self.members = {
+            member_id: Member(member_id, random.Random(f"{seed}:{member_id}")) for member_id in ids
+        }
+        self.safety = Safety(len(self.configuration.voters))
+        for member_id in ids:
+            self.restart(member_id)
+
+    # Looking
+
+    def raft(self, member_id: MemberId) -> Raft:
+        """Return a running member's core."""
+        raft = self.members[member_id].raft
+        assert raft is not None, f"{member_id} is down"
+        return raft
+
+    def up(self) -> list[MemberId]:
+        """Return who runs."""
+        return [member.member_id for member in self.members.values() if member.raft is not None]
+
+    def leaders(self) -> list[MemberId]:
+        """Return who believes to lead."""
+        return [member_id for member_id in self.up() if self.raft(member_id).role is Role.LEADER]
+
+    def leader(self) -> MemberId:
+        """Return the leader of the highest term; there must be one."""
+        leaders = self.leaders()
+        assert leaders, "nobody leads"
+        return max(leaders, key=lambda member_id: self.raft(member_id).term)
+
+    def terms(self, member_id: MemberId) -> list[int]:
+        """Return the terms of a member's log, from index 1 on."""
+        log = self.raft(member_id).state.log
+        return [log.term(index) or 0 for index in range(1, log.last_index + 1)]
+
+    # Life and death
+
+    def restart(self, member_id: MemberId) -> None:
+        """Start a member from its disk."""
+        member = self.members[member_id]
+        assert member.raft is None, f"{member_id} runs"
+        member.incarnation += 1
+        member.applied = []
+        member.raft = Raft(
+            member_id,
+            member.disk.recover(self.configuration),
+            settings=self.settings,
+            codec=_CODEC,
+            random=member.random,
+            now_ms=self.now_ms,
+            thorough=True,
+        )
+
+    def crash(self, member_id: MemberId) -> None:
+        """Kill a member: everything but its disk is gone; what it sent is still in flight."""
+        assert self.members[member_id].raft is not None, f"{member_id} is down"
+        self.members[member_id].raft = None
+        self.safety.forget(member_id)
+
+    def write_disk(
+        self, member_id: MemberId, terms: Sequence[int], *, term: int, voted_for: MemberId = 0
+    ) -> None:
+        """Give a member the disk that a figure of the paper wants, and restart it with it."""
+        if self.members[member_id].raft is not None:
+            self.crash(member_id)
+        self.members[member_id].disk.write(terms, HardState(term, voted_for))
+        self.restart(member_id)
+
+    # Inputs
+
+    def propose(self, member_id: MemberId, *bodies: str) -> EntryId | None:
+        """Propose commands in one batch; return the first one's id, None when not the leader."""
+        commands = [Command(body.encode()) for body in bodies]
+        entry_id = self.raft(member_id).propose(commands, now_ms=self.now_ms)
+        self._check()
+        return entry_id
+
+    def read(self, member_id: MemberId) -> int | None:
+        """Ask for a linearizable read; return its id, None when not the leader."""
+        return self.raft(member_id).read(now_ms=self.now_ms)
+
+    def campaign(self, member_id: MemberId) -> bool:
+        """Let a member stand for election at once, without a pre-vote."""
+        started = self.raft(member_id).campaign(now_ms=self.now_ms)
+        self._check()
+        return started
+
+    def peer_down(self, member_id: MemberId, peer: MemberId) -> None:
+        """Tell a member that the process of `peer` is gone, rightly or wrongly."""
+        incarnation = self.members[peer].incarnation
+        self.raft(member_id).on_peer_down(peer, incarnation, now_ms=self.now_ms)
+        self._check()
+
+    def receive(self, message: Message) -> None:
+        """Let a message arrive that need not have been in flight."""
+        if self.members[message.dst].raft is not None:
+            self.raft(message.dst).step(message, now_ms=self.now_ms)
+            self._check()
+
+    # Time
+
+    def fire(self, member_id: MemberId, *, inbox_empty: bool = True) -> None:
+        """Run a member's timer at the present time."""
+        self.raft(member_id).on_timer(now_ms=self.now_ms, inbox_empty=inbox_empty)
+        self._check()
+
+    def time_out(self, member_id: MemberId) -> None:
+        """Move the clock to a member's next election deadline and run its timer, nobody else's."""
+        raft = self.raft(member_id)
+        assert raft.role is not Role.LEADER, f"{member_id} leads: it has no election deadline"
+        self.now_ms = max(self.now_ms, raft.state.election_deadline_ms)
+        self.fire(member_id)
+
+    def beat(self, member_id: MemberId) -> None:
+        """Move the clock to a leader's next heartbeat and run its timer, nobody else's."""
+        leadership = self.raft(member_id).state.leadership
+        assert leadership is not None, f"{member_id} does not lead"
+        self.now_ms = max(self.now_ms, leadership.heartbeat_ms)
+        self.fire(member_id)
+
+    # Ready
+
+    def handle_ready(self, member_id: MemberId, *, crash: CrashPoint | None = None) -> Ready | None:
+        """Do what one Ready says, in the order it says; return it, None when there is none."""
+        member, raft = self.members[member_id], self.raft(member_id)
+        ready = raft.ready()
+        if ready is None:
+            return None
+        self._send(ready.messages)
+        if crash is CrashPoint.AFTER_MESSAGES:
+            self.crash(member_id)
+            return ready
+        member.disk.save(ready)
+        if crash is CrashPoint.AFTER_PERSIST:
+            self.crash(member_id)
+            return ready
+        self._send(ready.messages_after_persist)
+        if ready.committed is not None:
+            self.safety.on_committed(member_id, ready.committed)
+            member.applied += ready.committed.payloads
+        member.reads += ready.reads
+        member.aborted_reads += ready.aborted_reads
+        member.notices += ready.notices
+        if ready.aborted_term is not None:
+            member.aborted_terms.append(ready.aborted_term)
+        raft.advance(ready)
+        if member.applies:
+            raft.on_applied(len(member.applied))
+        self._check()
+        return ready
+
+    def flush(self, member_id: MemberId) -> list[Ready]:
+        """Handle every Ready of one member."""
+        handled: list[Ready] = []
+        while (ready := self.handle_ready(member_id)) is not None:
+            handled.append(ready)
+            assert len(handled) < MAX_DELIVERIES, "the Readys never end"
+        return handled
+
+    # The network
+
+    def _send(self, messages: list[Message]) -> None:
+        self.in_flight += [m for m in messages if (m.src, m.dst) not in self.cut_links]
+
+    def take(self, matches: Matches) -> list[Message]:
+        """Take the messages that match out of the network, oldest first; they are lost so far."""
+        taken = [message for message in self.in_flight if matches(message)]
+        self.in_flight = [message for message in self.in_flight if not matches(message)]
+        return taken
+
+    def deliver(self, matches: Matches = lambda _: True) -> list[Message]:
+        """Let every message in flight that matches arrive, oldest first; return them."""
+        arrived = self.take(matches)
+        for message in arrived:
+            self.receive(message)
+        return arrived
+
+    def cut(self, group: Iterable[MemberId], others: Iterable[MemberId] | None = None) -> None:
+        """Cut all links between `group` and the others, both ways; what is in flight is lost."""
+        inside = sorted(group)
+        outside = [m for m in self.members if m not in inside] if others is None else others
+        for a in inside:
+            for b in outside:
+                self.cut_one_way(a, b)
+                self.cut_one_way(b, a)
+
+    def cut_one_way(self, src: MemberId, dst: MemberId) -> None:
+        """Lose everything from `src` to `dst` from now on, and what is in flight."""
+        self.cut_links.add((src, dst))
+        self.take(lambda m: (m.src, m.dst) == (src, dst))
+
+    def heal(self) -> None:
+        """Mend every link."""
+        self.cut_links.clear()
+
+    # Several steps at once
+
+    def stabilise(self, member_ids: Iterable[MemberId] | None = None) -> None:
+        """Handle every Ready and deliver every message among `member_ids`, until all is quiet.
+
+        The clock stands still. Messages to others stay in flight.
+        """
+        ids = sorted(self.members) if member_ids is None else sorted(member_ids)
+        deliveries = 0
+        while True:
+            busy = False
+            for member_id in ids:
+                if self.members[member_id].raft is not None:
+                    busy |= bool(self.flush(member_id))
+            arrived = self.deliver(lambda message: message.dst in ids)
+            deliveries += len(arrived)
+            assert deliveries < MAX_DELIVERIES, "a message storm"
+            if not busy and not arrived:
+                return
+
+    def run(self, for_ms: int) -> None:
+        """Let the time pass: timers fire when they are due, messages take no time."""
+        end_ms = self.now_ms + for_ms
+        self.stabilise()
+        while True:
+            deadlines = {i: self.raft(i).next_deadline_ms() for i in self.up()}
+            due_ms = min(deadlines.values(), default=end_ms + 1)
+            if due_ms > end_ms:
+                break
+            self.now_ms = max(self.now_ms, due_ms)
+            for member_id, deadline_ms in deadlines.items():
+                if deadline_ms <= self.now_ms:
+                    self.fire(member_id)
+            self.stabilise()
+        self.now_ms = end_ms
+
+    def elect(self, member_id: MemberId) -> None:
+        """Make a member the leader, and settle: the others' stickiness has run out by then."""
+        self.now_ms += self.settings.election_max_ms
+        assert self.campaign(member_id)
+        self.stabilise()
+        assert self.raft(member_id).role is Role.LEADER, f"{member_id} was not elected"
+
+    def _check(self) -> None:
+        rafts: Mapping[MemberId, Raft] = {i: self.raft(i) for i in self.up()}
+        self.safety.check(rafts, {i: m.disk.terms for i, m in self.members.items()})
