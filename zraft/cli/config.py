@@ -1,0 +1,101 @@
+"""`zraft config`: the settings a cluster runs with, and where each value came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zraft.cli.errors import EXIT_OK
+from zraft.cli.options import Run, command, noun
+from zraft.errors import NotRunning
+
+app = noun(
+    "config",
+    "Look at the settings of a cluster.",
+    ["zraft config show", "zraft config show --origin"],
+    later=("init", "validate"),
+)
+
+Settings = dict[str, dict[str, object]]
+
+
+def effective_settings(run: Run, file: Path | None) -> tuple[Settings, dict[str, str], str]:
+    """Return the settings, the origin of each dotted key, and a sentence about what they are.
+
+    Settings that were given here (a file, the environment) are what `up` would use now; without
+    any, a cluster that exists keeps those that it was made with.
+    """
+    from zraft.config import load_config, to_jsonable
+
+    config, origins = load_config(file, run.environ, {})
+    here: Settings = {section: {**keys} for section, keys in to_jsonable(config).items()}
+    if any(origin != "default" for origin in origins.values()):
+        return here, origins, "what cluster up would use here and now"
+    try:
+        recorded = run.cluster_file().settings
+    except NotRunning:
+        return here, origins, f'the defaults: there is no cluster "{run.cluster}" yet'
+    told = {f"{section}.{key}" for section, keys in recorded.items() for key in keys}
+    path = str(run.directory / "cluster.toml")
+    merged = {section: {**keys, **recorded.get(section, {})} for section, keys in here.items()}
+    return (
+        merged,
+        {key: path if key in told else "default" for key in origins},
+        f'what cluster "{run.cluster}" runs with',
+    )
+
+
+@command(
+    app,
+    "config show",
+    examples=[
+        "zraft config show --origin",
+        "zraft config show --config configs/classroom.toml",
+        "zraft config show --field settings.timing.election_min_ms",
+    ],
+)
+def show(
+    run: Run,
+    origin: Annotated[
+        bool, typer.Option("--origin", help="Say where each value came from.")
+    ] = False,
+    file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="A TOML file to read.")
+    ] = None,
+) -> int:
+    """Print every key with the value that holds: flags > environment > ./zraft.toml > defaults."""
+    settings, origins, about = effective_settings(run, file)
+    document = {
+        "schema": "zraft.config.show/1",
+        "ok": True,
+        "cluster": run.cluster,
+        "about": about,
+        "settings": settings,
+        "origins": origins,
+    }
+
+    def human() -> None:
+        run.out.message(run.out.paint_err(f"# {about}", "dim"))
+        if origin:
+            rows = [
+                (f"{section}.{key}", _toml(value), origins[f"{section}.{key}"])
+                for section, keys in settings.items()
+                for key, value in keys.items()
+            ]
+            run.out.table(("KEY", "VALUE", "ORIGIN"), rows)
+            return
+        for place, (section, keys) in enumerate(settings.items()):
+            run.out.line(f"{'' if place == 0 else chr(10)}[{section}]")
+            for key, value in keys.items():
+                run.out.line(f"{key} = {_toml(value)}")
+
+    run.out.result(document, human)
+    return EXIT_OK
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,209 @@
+"""`zraft`: the program. Finds the noun, imports only that, and turns failures into exit codes.
+
+`zraft` alone must answer at once, so this module and what it imports stay light; the module of a
+noun is imported when it is asked for. Nothing here knows a verb.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from zraft._version import __version__
+
+HELP = f"""\
+zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill its leader, watch.
+
+  zraft cluster up -n 5            five processes, and a leader in under a second
+  zraft kv put hello world         a durable, replicated write
+  zraft node kill leader --wait    kill -9, and what it cost in milliseconds
+
+  cluster  up down status list wait restart        kv       put get delete cas scan
+  node     list start stop kill restart pause      logs     tail
+           resume campaign step-down               config   show
+  fault    isolate heal                            version
+Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
+"""
+
+NOUNS = ("cluster", "node", "kv", "logs", "fault", "config")
+VERSION = "version"
+LATER_NOUNS = (
+    "lock",
+    "elect",
+    "bench",
+    "check",
+    "sim",
+    "lab",
+    "top",
+    "dashboard",
+    "snapshot",
+    "backup",
+    "trace",
+    "explain",
+    "doctor",
+    "metrics",
+    "completion",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; the traceback of a bug goes into a file."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.excepthook = _report_bug
+    try:
+        if not given:
+            return _welcome()
+        if given[0] in {"-h", "--help", "help"}:
+            sys.stdout.write(HELP)
+            return 0
+        if given == ["--version"]:
+            sys.stdout.write(f"zraft {__version__}\n")
+            return 0
+        return _run(given)
+    except BrokenPipeError:  # whoever read our output has had enough, as in `| head`
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        return 130
+    finally:
+        _flush()
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+    from typer.main import get_command
+
+    from zraft.cli.errors import render_error
+    from zraft.cli.options import HELP_FLAGS, UsageError, ZraftGroup, remember_globals
+    from zraft.errors import ControlError, ZraftError
+
+    program = typer.Typer(
+        cls=_program_class(ZraftGroup),
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings=HELP_FLAGS,
+    )
+    program.callback()(remember_globals)
+    try:
+        code = get_command(program).main(arguments, prog_name="zraft", standalone_mode=False)
+    except ZraftError as error:
+        return render_error(error, _error_output(arguments))
+    except UsageError as error:
+        return render_error(ControlError(str(error)), _error_output(arguments))
+    except typer.Abort:
+        sys.stderr.write("\ninterrupted\n")
+        return 130
+    if code == 130:
+        sys.stderr.write("\ninterrupted\n")
+    return code if isinstance(code, int) else 0
+
+
+def _program_class(group: type[Any]) -> type[Any]:
+    """Return the group of all nouns; a noun is imported when it is asked for."""
+    from zraft.cli.options import set_later_verbs
+
+    set_later_verbs("zraft", LATER_NOUNS)
+
+    class Program(group):  # type: ignore[misc]  # the class is chosen at run time, to import late
+        """All nouns."""
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            """Return the nouns and `version`."""
+            return [*NOUNS, VERSION]
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            """Import the noun's module and return its command."""
+            return load_command(cmd_name)
+
+    return Program
+
+
+def load_command(name: str) -> Any:
+    """Return the command of a noun, None when there is no such noun."""
+    import importlib
+
+    import typer
+    from typer.main import get_command
+
+    from zraft.cli.options import command
+
+    if name == VERSION:
+        from zraft.cli.version import version
+
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        command(app, VERSION, examples=["zraft version --json"])(version)
+        return get_command(app)
+    if name not in NOUNS:
+        return None
+    return get_command(importlib.import_module(f"zraft.cli.{name}").app)
+
+
+def _error_output(arguments: Sequence[str]) -> Any:
+    """Return where an error goes when the flags themselves may be wrong."""
+    from zraft.cli.output import Output
+
+    form = "json" if "--json" in arguments or _has_json_form(arguments) else "table"
+    return Output(
+        stdout=sys.stdout,
+        stderr=sys.stderr,
+        environ=os.environ,
+        mode="json" if form == "json" else "table",
+        no_color="--no-color" in arguments,
+    )
+
+
+def _has_json_form(arguments: Sequence[str]) -> bool:
+    pairs = itertools.pairwise(arguments)
+    spelled = {"-ojson", "-o=json", "--output=json"}
+    return any(pair in {("-o", "json"), ("--output", "json")} for pair in pairs) or bool(
+        spelled.intersection(arguments)
+    )
+
+
+def _welcome() -> int:
+    """Print the help, and what the cluster of this shell is doing, if it runs."""
+    environ = os.environ
+    name = environ.get("ZRAFT_CLUSTER") or "default"
+    if (_state_root() / name / "cluster.toml").exists():
+        from zraft.cli.cluster import short_status
+
+        sys.stdout.write(short_status(name, environ))
+    sys.stdout.write(HELP)
+    return 0
+
+
+def _state_root() -> Path:
+    """Return the directory of all clusters, as `zraft.paths` does, without its imports."""
+    if home := os.environ.get("ZRAFT_HOME"):
+        return Path(home)
+    if state := os.environ.get("XDG_STATE_HOME"):
+        return Path(state) / "zraft"
+    return Path(os.environ.get("HOME") or "~").expanduser() / ".local" / "state" / "zraft"
+
+
+def _report_bug(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say that this is a bug and where its report is; the interpreter exits with 1 after this."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    from zraft.cli.errors import render_bug
+
+    arguments = sys.argv[1:]
+    if {"-d", "--debug"}.intersection(arguments):
+        sys.__excepthook__(kind, error, trace)
+    render_bug(error, arguments, _error_output(arguments), _state_root())
+
+
+def _flush() -> None:
+    """Write out what is buffered; a closed pipe is no error, now or when the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
