@@ -41,6 +41,9 @@ MAX_DEADLINE_MS = 600_000
 APPLY_CLOCK_EVERY = 32
 """Entries applied between two looks at the clock."""
 
+_BARRIER = int(Flag.BARRIER)  # plain numbers: each operation on a flag makes an object
+_FORWARDED = int(Flag.FORWARDED)
+
 
 class ConfirmedRead(NamedTuple):
     """Reads that may be answered once `index` is applied."""
@@ -253,7 +256,7 @@ class Server:
             commands = [
                 Command(
                     t.request.body,
-                    EntryType.BARRIER if t.request.flags & Flag.BARRIER else EntryType.COMMAND,
+                    EntryType.BARRIER if t.request.flags & _BARRIER else EntryType.COMMAND,
                 )
                 for t in writes
             ]
@@ -278,7 +281,7 @@ class Server:
         """Pass requests on to the leader, once; one that was passed on already goes back."""
         once = []
         for ticket in tickets:
-            if ticket.request.flags & Flag.FORWARDED:
+            if ticket.request.flags & _FORWARDED:
                 self._refuse(ticket, Code.NOT_LEADER, "this node does not lead")
             else:
                 once.append(ticket)
@@ -288,7 +291,7 @@ class Server:
         requests = [
             ticket.request._replace(
                 request_id=forward_id,
-                flags=ticket.request.flags | Flag.FORWARDED,
+                flags=ticket.request.flags | _FORWARDED,
                 deadline_ms=max(0, ticket.deadline_ms - now_ms),
             )
             for forward_id, ticket in enumerate(once, first_id)
@@ -304,7 +307,7 @@ class Server:
     def _park(self, tickets: list[Ticket], now_ms: int) -> None:
         """Keep requests until a leader is known and reached, or their deadline passes."""
         for ticket in tickets:
-            if ticket.request.flags & Flag.FORWARDED:
+            if ticket.request.flags & _FORWARDED:
                 self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
             elif self._stopping:
                 self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
