@@ -43,6 +43,7 @@ KIND_APPEND_ENTRIES = 3
 KIND_APPEND_ENTRIES_RESPONSE = 4
 # 5 InstallSnapshot, 6 its response, 7 TimeoutNow, 8 ReadIndex, 9 its response: reserved
 KIND_REJECTED = 10
+KIND_HEARD = 11
 KIND_CLIENT_REQUESTS = 32
 KIND_CLIENT_REPLIES = 33
 
@@ -52,6 +53,7 @@ KIND_NAMES = {
     KIND_APPEND_ENTRIES: "AppendEntries",
     KIND_APPEND_ENTRIES_RESPONSE: "AppendEntriesResponse",
     KIND_REJECTED: "Rejected",
+    KIND_HEARD: "Heard",
 }
 
 REJECTED_ROLLED_BACK = 1
@@ -274,6 +276,23 @@ def encode_rejected(
     head = [PROTOCOL_VERSION, KIND_REJECTED, lane, cluster, rejected.src, rejected.dst]
     head += (incarnation, epoch, seq, heard, 0, rejected.reason, rejected.incarnation)
     packed: bytes = _pack(head)
+    return packed
+
+
+def encode_heard(
+    *,
+    src: int,
+    dst: int,
+    lane: int,
+    cluster: bytes,
+    incarnation: int,
+    epoch: int,
+    seq: int,
+    heard: int,
+) -> bytes:
+    """Return a frame that is a header and nothing else: the transport's own acknowledgement."""
+    head = [PROTOCOL_VERSION, KIND_HEARD, lane, cluster, src, dst, incarnation, epoch, seq, heard]
+    packed: bytes = _pack([*head, 0])
     return packed
 
 

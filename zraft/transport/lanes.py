@@ -8,7 +8,9 @@ program sat on the endpoint for a moment), and a connection may be half-open. Ne
 does show is `heard`, the highest seq that the other side says it got: a lane is made anew when
 something was sent on it a second ago and `heard` did not pass it, or when there was no handshake
 for a second; at most once a second, later every ten. Silence alone means nothing: followers do not
-talk to each other.
+talk to each other. So that `heard` can be trusted, whoever received something and has sent nothing
+for half a second since says so in a frame of its own, which nobody answers: after an election
+followers stop talking, and slow configurations have seconds between two heartbeats.
 
 Why its options are what they are: a restarted peer is reached in tens of milliseconds
 (RECONNECT_IVL 25, no back-off), nothing written for a dead process reaches the next one
@@ -30,6 +32,8 @@ MIN_BACKOFF_MS: Final = 1000
 MAX_BACKOFF_MS: Final = 10_000
 UNHEARD_MS: Final = 1000
 """A lane whose frames or handshake take longer than this is suspected."""
+OWED_MS: Final = 500
+"""What was received is acknowledged by then, if nothing else was sent that does it."""
 
 MAX_INBOUND_FRAME_BYTES: Final = 64 << 10  # on a socket where nothing should arrive
 _EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
@@ -63,9 +67,10 @@ class OutgoingLane:
         self.peer_incarnation = 0  # the highest that this lane was told of
         self._context = context
         self._monitor_name = f"inproc://lane.{me:x}.{peer:x}.{incarnation}"
-        self._sent_seq = 0  # the last frame that a socket took
+        self._sent_seq = 0  # the last frame that a socket took and that has to be heard
         self._unheard_seq = 0  # the frame we wait to be heard; 0 for none
         self._unheard_since_ms = 0
+        self._owed_since_ms: int | None = None  # received, and nothing sent since
         self._cut_since_ms = now_ms
         self._made_ms = now_ms
         self._make(now_ms)
@@ -98,28 +103,47 @@ class OutgoingLane:
             set_tcp_options(dealer)
         return dealer
 
-    def send(self, frame: bytes, seq: int, now_ms: int) -> bool:
+    def send(self, frame: bytes, now_ms: int, awaited_seq: int) -> bool:
         """Hand a frame to the socket; False when it can't take it now. Never blocks or raises.
 
-        `seq` is the frame's own, and is waited for; 0 when nobody can say what it is.
+        `awaited_seq` is the frame's seq if it has to be heard by the peer, else 0.
         """
         try:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:  # no connection, a full pipe, or a context that is being ended
             return False
-        if seq:
-            self._sent_seq = seq
-        if seq and not self._unheard_seq:
+        self._owed_since_ms = None
+        if awaited_seq:
+            self._note_sent(awaited_seq, now_ms)
+        return True
+
+    def _note_sent(self, seq: int, now_ms: int) -> None:
+        self._sent_seq = seq
+        if not self._unheard_seq:
             self._unheard_seq = seq
             self._unheard_since_ms = now_ms
-        return True
+
+    def owe(self, now_ms: int) -> None:
+        """Note that something arrived from the peer: some frame has to say so before long."""
+        if self._owed_since_ms is None:
+            self._owed_since_ms = now_ms
+
+    def put_off_owed(self, now_ms: int) -> None:
+        """Try later: the acknowledgement could not leave now."""
+        self._owed_since_ms = now_ms
+
+    def owed_deadline_ms(self) -> int | None:
+        """Return when the peer has to be told what was heard; None when it knows."""
+        if self._owed_since_ms is None or not self.connected:
+            return None
+        return self._owed_since_ms + OWED_MS
 
     def on_heard(self, heard: int, now_ms: int) -> None:
         """Note that the peer got frame `heard`; if it is one of this socket's, the lane works."""
-        if not self._unheard_seq or not self._unheard_seq <= heard <= self._sent_seq:
+        if not self._unheard_seq or not self._unheard_seq <= heard <= self.seq:
             return
         self.backoff_ms = MIN_BACKOFF_MS
-        self._unheard_seq = 0 if heard == self._sent_seq else self._sent_seq
+        self._unheard_seq = 0 if heard >= self._sent_seq else self._sent_seq
         self._unheard_since_ms = now_ms
 
     def on_peer_started(self, incarnation: int) -> None:
@@ -144,7 +168,7 @@ class OutgoingLane:
             self._cut_since_ms = now_ms
             changes.append(connected)
 
-    def deadline_ms(self) -> int | None:
+    def renewal_deadline_ms(self) -> int | None:
         """Return when the socket is to be made anew if nothing changes; None for never."""
         if not self.connected:
             suspected_ms = self._cut_since_ms + UNHEARD_MS

@@ -33,6 +33,7 @@ from zraft.transport.links import HeldFrames, Links
 from zraft.transport.probe import PROBE_MS, Probe
 from zraft.transport.reports import (
     COUNTERS,
+    HEARD_SENT,
     LANES_MADE_ANEW,
     RECEIVED,
     REJECTED_SENT,
@@ -49,6 +50,7 @@ from zraft.transport.reports import (
     Trace,
 )
 from zraft.wire import (
+    KIND_HEARD,
     KIND_NAMES,
     KIND_REJECTED,
     MAX_FRAME_BYTES,
@@ -59,6 +61,7 @@ from zraft.wire import (
     decode_header,
     decode_message,
     decode_rejected,
+    encode_heard,
     encode_message,
     encode_rejected,
 )
@@ -168,7 +171,7 @@ class PeerSockets:
         elif self.links.active:
             counter = self._send_through_links(lane, frame, now_ms)
         else:
-            counter = SENT if lane.send(frame, lane.seq, now_ms) else SENT_DROPPED
+            counter = SENT if lane.send(frame, now_ms, lane.seq) else SENT_DROPPED
         self._counters[counter] += 1
         return counter
 
@@ -180,7 +183,7 @@ class PeerSockets:
                 self._leaving.add(at_ms, lane.peer, copy)
                 counter = SENT
             else:
-                counter = SENT if lane.send(copy, lane.seq, now_ms) else SENT_DROPPED
+                counter = SENT if lane.send(copy, now_ms, lane.seq) else SENT_DROPPED
         return counter
 
     def _trace_sent(self, message: Message, lane: OutgoingLane, size: int, counter: str) -> None:
@@ -239,6 +242,9 @@ class PeerSockets:
         if header.incarnation > lane.peer_incarnation:
             lane.on_peer_started(header.incarnation)
         lane.on_heard(header.heard, now_ms)
+        if header.kind == KIND_HEARD:
+            return None
+        lane.owe(now_ms)
         if not self.links.active:
             return self._decode(header, fields, len(parts[1]))
         deliveries = self.links.incoming(src, Lane.PEER, header.kind, parts[1], now_ms)
@@ -412,9 +418,9 @@ class PeerSockets:
         """Return when `on_timer` has something to do; None when only an event can change that."""
         deadline_ms: int | None = None
         for lane in self._lanes.values():
-            due_ms = lane.deadline_ms()
-            if due_ms is not None and (deadline_ms is None or due_ms < deadline_ms):
-                deadline_ms = due_ms
+            for due_ms in (lane.renewal_deadline_ms(), lane.owed_deadline_ms()):
+                if due_ms is not None and (deadline_ms is None or due_ms < deadline_ms):
+                    deadline_ms = due_ms
         if self._garbage or self._probes or self.links.active or self._leaving or self._arriving:
             others = [deadline_ms, self.links.next_deadline_ms()]
             others += [probe.deadline_ms for probe in self._probes.values()]
@@ -426,9 +432,12 @@ class PeerSockets:
     def on_timer(self, now_ms: int) -> None:
         """Make lanes anew that nothing passes, give up on probes, report, end faults."""
         for lane in self._lanes.values():
-            due_ms = lane.deadline_ms()
+            due_ms = lane.renewal_deadline_ms()
             if due_ms is not None and due_ms <= now_ms:
                 self._make_anew(lane, now_ms)
+            owed_ms = lane.owed_deadline_ms()
+            if owed_ms is not None and owed_ms <= now_ms:
+                self._tell_heard(lane, now_ms)
         for peer, probe in list(self._probes.items()):
             probe.on_timer(now_ms)
             self._on_probe(peer, probe)
@@ -440,11 +449,11 @@ class PeerSockets:
         for fault in self.links.expire(now_ms):
             self._report("fault.cleared", fault=fault.fault_id, rule=fault.kind)
         for peer, frame in self._leaving.due(now_ms):
-            self._lanes[peer].send(frame, 0, now_ms)
+            self._lanes[peer].send(frame, now_ms, 0)
 
     def _make_anew(self, lane: OutgoingLane, now_ms: int) -> None:
         self._on_monitor(lane, now_ms)
-        due_ms = lane.deadline_ms()
+        due_ms = lane.renewal_deadline_ms()
         if due_ms is None or due_ms > now_ms or not self._inbox_empty:
             return  # what we did not know yet, or have not read yet, may speak for it
         before_ms = lane.backoff_ms
@@ -458,6 +467,27 @@ class PeerSockets:
                 reason=reason,
                 backoff_ms=lane.backoff_ms,
             )
+
+    def _tell_heard(self, lane: OutgoingLane, now_ms: int) -> None:
+        """Tell a peer what arrived, as nothing else told it for a while; nobody answers this."""
+        lane.seq += 1
+        frame = encode_heard(
+            src=self._me,
+            dst=lane.peer,
+            lane=Lane.PEER,
+            cluster=self._cluster,
+            incarnation=self._incarnation,
+            epoch=lane.epoch,
+            seq=lane.seq,
+            heard=self._filter.heard(lane.peer),
+        )
+        passes = not self.links.active or bool(
+            self.links.outgoing(lane.peer, Lane.PEER, KIND_HEARD, frame, now_ms)
+        )
+        if passes and lane.send(frame, now_ms, 0):
+            self._counters[HEARD_SENT] += 1
+        else:
+            lane.put_off_owed(now_ms)
 
     def close(self) -> None:
         """Close every socket; what was not sent is lost."""

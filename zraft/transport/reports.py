@@ -19,6 +19,7 @@ SENT_FAULT = "sent_fault"
 SENT_TOO_LARGE = "sent_too_large"
 SENT_UNKNOWN = "sent_unknown_member"
 REJECTED_SENT = "rejected_sent"
+HEARD_SENT = "heard_sent"
 LANES_MADE_ANEW = "lanes_made_anew"
 COUNTERS = (
     SENT,
@@ -28,6 +29,7 @@ COUNTERS = (
     SENT_TOO_LARGE,
     SENT_UNKNOWN,
     REJECTED_SENT,
+    HEARD_SENT,
     LANES_MADE_ANEW,
     *DROP_COUNTERS,
 )
