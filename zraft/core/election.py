@@ -59,13 +59,16 @@ def start_vote(st: RaftState, reason: str) -> None:
 
 
 def ask_for_votes(st: RaftState) -> None:
-    """Send the request to every peer that has not answered, in parallel (Raft §5.1)."""
+    """Send the request to every peer that has not said yes, in parallel (Raft §5.1).
+
+    One that said no is asked again: it may have heard the leader a moment before we missed it.
+    """
     attempt = st.attempt
     assert attempt is not None
     pre_vote = st.role is Role.PRE_CANDIDATE
     last = st.log.last_id
     for peer in st.peers:
-        if peer not in attempt.votes:
+        if not attempt.votes.get(peer, False):
             st.say(
                 RequestVote(
                     st.me, peer, st.term, pre_vote, attempt.vote_term, last.index, last.term
