@@ -121,8 +121,8 @@ class ClientSockets:
         self.replies_dropped = 0
         self.requests_forwarded = 0
 
-    def bind(self, endpoint: str) -> None:
-        """Bind the client socket: requests arrive now.
+    def bind(self, endpoint: str) -> zmq.Socket[bytes]:
+        """Bind the client socket and return it: requests arrive now.
 
         Raises:
             SupervisorError: the address stays in use (exit code 75).
@@ -137,6 +137,7 @@ class ClientSockets:
         )
         self._router = router
         self._poller.register(router, zmq.POLLIN)
+        return router
 
     def receive(self, ready: Ready) -> list[RequestBatch]:
         """Return what clients sent, in order, bounded; what is no request of ours is counted."""

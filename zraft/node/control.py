@@ -129,8 +129,8 @@ class Control:
         context: zmq.Context[zmq.Socket[bytes]],
         poller: zmq.Poller,
         endpoint: str,
-    ) -> None:
-        """Bind the socket and register it. StorageError when that is impossible."""
+    ) -> zmq.Socket[bytes]:
+        """Bind the socket, register and return it. StorageError when that is impossible."""
         router = make_router(
             context,
             endpoint,
@@ -141,6 +141,7 @@ class Control:
         self._router = router
         self._poller = poller
         poller.register(router, zmq.POLLIN)
+        return router
 
     def run(self, ready: Ready) -> None:
         """Answer what operators asked, bounded."""

@@ -16,6 +16,11 @@ Timers run after the inbox, because a process that was paused finds its deadline
 heartbeats that prove them wrong waiting to be read. The I/O thread was paused, too, so the inbox
 may still look empty: that is what the stall guard's grace is for.
 
+An idle leader gathers: when only acknowledgements of a heartbeat wake it and no request waits, it
+gives the other followers a millisecond before it reads, and takes all answers in one turn. Clients,
+operators and signals end that millisecond at once. (Measured with five nodes: 72 turns a second
+became 41, which is what an idle leader costs.)
+
 The loop owns no state of Raft. It ends by returning why, or by an exception that its caller turns
 into an exit code.
 """
@@ -38,6 +43,8 @@ from zraft.node.clients import ForwardBatch, Ready, RequestBatch
 from zraft.node.signals import REOPEN_SIGNAL, STOP_SIGNALS
 from zraft.transport.base import PeerDown
 
+GATHER_MS = 1
+LINES_SLACK_MS = 100  # diagnostics wait so long for a turn that comes anyway
 PEER_BATCH = 64
 PEER_BATCHES = 8  # a turn; then timers, clients and the disk have their turn, too
 MAX_WAIT_MS = 1000
@@ -54,6 +61,8 @@ class LoopServer(Protocol):
 
     @property
     def drained(self) -> bool: ...
+    @property
+    def waiting(self) -> int: ...
     def next_deadline_ms(self) -> int: ...
     def on_stall(self, late_ms: int, *, now_ms: int) -> None: ...
     def on_message(self, message: Message, *, now_ms: int) -> None: ...
@@ -72,6 +81,8 @@ class LoopServer(Protocol):
 class LoopPeers(Protocol):
     """What the loop calls of `PeerSockets`."""
 
+    @property
+    def inbox(self) -> zmq.Socket[bytes]: ...
     @property
     def pollables_version(self) -> int: ...
     @property
@@ -142,6 +153,7 @@ class LoopParts:
     """Everything that the loop runs; all of it belongs to the process that makes the loop."""
 
     poller: zmq.Poller
+    urgent: Sequence[zmq.Socket[bytes]]  # clients and operators
     server: LoopServer
     peers: LoopPeers
     clients: LoopClients
@@ -150,6 +162,7 @@ class LoopParts:
     telemetry: LoopTelemetry
     housekeeping: LoopHousekeeping
     leader_id: Callable[[], MemberId]
+    leads: Callable[[], bool]
 
 
 class Loop:
@@ -180,6 +193,9 @@ class Loop:
         self._reopen_asked = False
         self._peers_version: int | None = None
         self._watched: list[zmq.Socket[bytes] | int] = []
+        self._urgent = zmq.Poller()  # what ends the gathering of answers
+        for pollable in (parts.signals.fd, *parts.urgent):
+            self._urgent.register(pollable, zmq.POLLIN)
         parts.poller.register(parts.signals.fd, zmq.POLLIN)
 
     def counters(self) -> dict[str, int]:
@@ -233,14 +249,26 @@ class Loop:
         start_ns = clock.now_ns()
         turn_ms = (start_ns - self._woke_ns) // 1_000_000
         timeout_ms = 0 if self._more or parts.clients.has_lost else self._timeout_ms(start_ns)
-        ready: Ready = dict(parts.poller.poll(timeout_ms))
+        ready = dict(parts.poller.poll(timeout_ms))
         self._woke_ns = clock.now_ns()
         overshoot_ms = (self._woke_ns - start_ns) // 1_000_000 - timeout_ms
         late_ms = max(0, overshoot_ms) + turn_ms
         self.turns += 1
         if late_ms > self._stall_ms:
             self._on_stall(late_ms, turn_ms)
+        if self._idle and self._only_inbox(ready):
+            ready.update(self._urgent.poll(GATHER_MS))
         return ready
+
+    def _only_inbox(self, ready: Ready) -> bool:
+        """Return whether nothing but answers that nobody waits for came in: see the module."""
+        parts = self._parts
+        return (
+            len(ready) == 1
+            and parts.peers.inbox in ready
+            and parts.leads()
+            and parts.server.waiting == 0
+        )
 
     def _watch_peers(self) -> None:
         """Poll what the peer transport waits for at the moment; it tells when that changed."""
@@ -267,9 +295,11 @@ class Loop:
     def _next_deadline_ms(self, now_ms: int) -> int:
         parts = self._parts
         deadline_ms = min(parts.server.next_deadline_ms(), now_ms + MAX_WAIT_MS)
-        for other_ms in (parts.peers.next_deadline_ms(), parts.telemetry.next_deadline_ms()):
-            if other_ms is not None and other_ms < deadline_ms:
-                deadline_ms = other_ms
+        peers_ms, lines_ms = parts.peers.next_deadline_ms(), parts.telemetry.next_deadline_ms()
+        if peers_ms is not None and peers_ms < deadline_ms:
+            deadline_ms = peers_ms
+        if lines_ms is not None and lines_ms + LINES_SLACK_MS < deadline_ms:
+            deadline_ms = lines_ms + LINES_SLACK_MS
         return deadline_ms
 
     def _on_stall(self, late_ms: int, turn_ms: int) -> None:

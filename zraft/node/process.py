@@ -30,7 +30,7 @@ from zraft import clock
 from zraft._version import __version__
 from zraft.api import CONTROL_VERSION, WhoamiReply
 from zraft.config import to_toml
-from zraft.core.model import NOBODY, MemberId
+from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.raft import Raft
 from zraft.errors import EXIT_SOFTWARE, ZraftError
 from zraft.machine.kv import KV
@@ -222,11 +222,13 @@ class NodeProcess:
             rejects=rejects,
         )
         self._stack.callback(control.close, LINGER_MS)
-        control.bind(context, poller, self._endpoints["ctl"])
-        clients.bind(self._endpoints["client"])
         loop = Loop(
             LoopParts(
                 poller=poller,
+                urgent=(
+                    control.bind(context, poller, self._endpoints["ctl"]),
+                    clients.bind(self._endpoints["client"]),
+                ),
                 server=server,
                 peers=peers,
                 clients=clients,
@@ -235,6 +237,7 @@ class NodeProcess:
                 telemetry=telemetry,
                 housekeeping=Housekeeping(storage, collector, rejects),
                 leader_id=lambda: raft.leader_id,
+                leads=lambda: raft.role is Role.LEADER,
             ),
             heartbeat_ms=config.timing.heartbeat_ms,
             prealloc_bytes=config.storage.prealloc_bytes,
