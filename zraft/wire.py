@@ -16,7 +16,7 @@ Formats (docs/PROTOCOL.md):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple, TypedDict, Unpack, assert_never
 
 import msgpack
 
@@ -90,6 +90,17 @@ class PeerHeader(NamedTuple):
 
 
 _HEADER_LENGTH = 11
+
+
+class FrameHead(TypedDict):
+    """The fields of a header that are the sender's lane's, not the message's."""
+
+    lane: int
+    cluster: bytes
+    incarnation: int
+    epoch: int
+    seq: int
+    heard: int
 
 
 def _unpack(data: bytes) -> Any:
@@ -262,37 +273,22 @@ class Rejected(NamedTuple):
     incarnation: int
 
 
-def encode_rejected(
-    rejected: Rejected,
-    *,
-    lane: int,
-    cluster: bytes,
-    incarnation: int,
-    epoch: int,
-    seq: int,
-    heard: int,
-) -> bytes:
+def encode_rejected(rejected: Rejected, **head: Unpack[FrameHead]) -> bytes:
     """Return the frame of `rejected`; the header's term is 0, Raft has no part in it."""
-    head = [PROTOCOL_VERSION, KIND_REJECTED, lane, cluster, rejected.src, rejected.dst]
-    head += (incarnation, epoch, seq, heard, 0, rejected.reason, rejected.incarnation)
-    packed: bytes = _pack(head)
-    return packed
+    return _encode_own(
+        KIND_REJECTED, rejected.src, rejected.dst, head, [rejected.reason, rejected.incarnation]
+    )
 
 
-def encode_heard(
-    *,
-    src: int,
-    dst: int,
-    lane: int,
-    cluster: bytes,
-    incarnation: int,
-    epoch: int,
-    seq: int,
-    heard: int,
-) -> bytes:
+def encode_heard(*, src: int, dst: int, **head: Unpack[FrameHead]) -> bytes:
     """Return a frame that is a header and nothing else: the transport's own acknowledgement."""
-    head = [PROTOCOL_VERSION, KIND_HEARD, lane, cluster, src, dst, incarnation, epoch, seq, heard]
-    packed: bytes = _pack([*head, 0])
+    return _encode_own(KIND_HEARD, src, dst, head, [])
+
+
+def _encode_own(kind: int, src: int, dst: int, head: FrameHead, rest: list[int]) -> bytes:
+    fields = [PROTOCOL_VERSION, kind, head["lane"], head["cluster"], src, dst]
+    fields += (head["incarnation"], head["epoch"], head["seq"], head["heard"], 0, *rest)
+    packed: bytes = _pack(fields)
     return packed
 
 

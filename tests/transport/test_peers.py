@@ -174,7 +174,7 @@ def test_a_fault_with_an_end_is_lifted_and_reported(net: Net) -> None:
     assert deadline_ms is not None
     assert deadline_ms <= clock.now_ms() + 50
     net.run(lambda: not first.links.active)
-    assert [fields["rule"] for fields in first.told("fault.cleared")] == ["isolate"]
+    assert [fields["rule"] for fields in first.told("fault.cleared")] == ["isolate 2"]
     first.vote(2, 1)
     net.run(lambda: second.numbers(1) == [1])
 

@@ -78,6 +78,13 @@ def test_heal_ends_one_fault_or_all() -> None:
     assert len({fault.fault_id for fault in (first, second, third)}) == 3
 
 
+def test_a_rule_can_be_read() -> None:
+    """For the log and for people: what it does, and to whom, by name."""
+    links = make_links()
+    assert links.isolate([3, 2]).rule("n{}".format) == "isolate n2, n3"
+    assert links.isolate().rule(str) == "isolate all"
+
+
 class Doubled(Fault):
     """Each frame leaves twice: now, and after a time drawn from the seeded generator."""
 

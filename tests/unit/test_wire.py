@@ -209,6 +209,17 @@ def test_rejected_comes_back_as_it_was_and_has_no_term() -> None:
             wire.decode_rejected(header, fields[:length])
 
 
+def test_heard_is_a_header_and_nothing_else() -> None:
+    """The transport's acknowledgement carries `heard`, and is no message of Raft."""
+    frame = wire.encode_heard(
+        src=1, dst=2, lane=0, cluster=CLUSTER, incarnation=3, epoch=4, seq=5, heard=6
+    )
+    header, fields = wire.decode_header(frame)
+    assert header == (PROTOCOL_VERSION, wire.KIND_HEARD, 0, CLUSTER, 1, 2, 3, 4, 5, 6, 0)
+    with pytest.raises(wire.UnknownKind):
+        wire.decode_message(header, fields)
+
+
 requests = st.builds(
     Request, naturals, naturals, naturals, naturals, naturals, naturals, naturals, st.binary()
 )

@@ -12,7 +12,7 @@ A healthy node pays one test of `active` per frame and never calls anything here
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from zraft.core.model import MemberId, Random
@@ -45,6 +45,10 @@ class Fault:
     def concerns(self, peer: MemberId) -> bool:
         """Return whether the rule is about frames to or from `peer`."""
         return not self.peers or peer in self.peers
+
+    def rule(self, label: Callable[[MemberId], str]) -> str:
+        """Return the rule for people: its kind and the names of the members it is about."""
+        return f"{self.kind} {', '.join(sorted(map(label, self.peers))) or 'all'}"
 
     def outgoing(
         self, dst: MemberId, lane: int, kind: int, delivery: Delivery, random: Random

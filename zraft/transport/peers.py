@@ -55,6 +55,7 @@ from zraft.wire import (
     KIND_REJECTED,
     MAX_FRAME_BYTES,
     REJECTED_ROLLED_BACK,
+    FrameHead,
     PeerHeader,
     Rejected,
     UnknownKind,
@@ -107,7 +108,7 @@ class PeerSockets:
         self._me = me
         self._cluster = cluster
         self._incarnation = incarnation
-        self._report = report
+        self._emit = report
         self._now_ms = now_ms
         self._label = label
         self._counters = dict.fromkeys(COUNTERS, 0)
@@ -314,16 +315,8 @@ class PeerSockets:
             return
         lane = self._lanes[peer]
         seen = self._filter.incarnation(peer)
-        lane.seq += 1
-        frame = encode_rejected(
-            Rejected(self._me, peer, REJECTED_ROLLED_BACK, seen),
-            lane=Lane.PEER,
-            cluster=self._cluster,
-            incarnation=self._incarnation,
-            epoch=lane.epoch,
-            seq=lane.seq,
-            heard=self._filter.heard(peer),
-        )
+        rejected = Rejected(self._me, peer, REJECTED_ROLLED_BACK, seen)
+        frame = encode_rejected(rejected, **self._next_head(lane))
         if self._send_frame(lane, frame, now_ms) != SENT:
             return
         self._counters[REJECTED_SENT] += 1
@@ -331,9 +324,21 @@ class PeerSockets:
         rolled_back = RolledBack(peer, incarnation, seen)
         if rolled_back not in self._rolled_back:
             self._rolled_back.append(rolled_back)
-            self._report(
+            self._emit(
                 "peer.rolled_back", peer=self._label(peer), incarnation=incarnation, seen=seen
             )
+
+    def _next_head(self, lane: OutgoingLane) -> FrameHead:
+        """Return what stands in the header of the next frame of the transport's own on a lane."""
+        lane.seq += 1
+        return FrameHead(
+            lane=Lane.PEER,
+            cluster=self._cluster,
+            incarnation=self._incarnation,
+            epoch=lane.epoch,
+            seq=lane.seq,
+            heard=self._filter.heard(lane.peer),
+        )
 
     def _on_rejected(self, rejected: Rejected) -> None:
         if rejected.reason != REJECTED_ROLLED_BACK or rejected.incarnation <= self._incarnation:
@@ -394,8 +399,11 @@ class PeerSockets:
     def _on_monitor(self, lane: OutgoingLane, now_ms: int) -> None:
         for connected in lane.read_monitor(now_ms):
             if self._flaps[lane.peer].take(now_ms):
-                event = "peer.connected" if connected else "peer.disconnected"
-                self._report(event, peer=self._label(lane.peer), endpoint=lane.endpoint)
+                self._emit(
+                    "peer.connected" if connected else "peer.disconnected",
+                    peer=self._label(lane.peer),
+                    endpoint=lane.endpoint,
+                )
             if not connected and lane.peer not in self._probes:
                 probe = Probe(lane.endpoint, now_ms + PROBE_MS)
                 self._probes[lane.peer] = probe
@@ -410,9 +418,9 @@ class PeerSockets:
         if probe.refused:
             down = PeerDown(peer, self._filter.incarnation(peer))
             self._downs.append(down)
-            self._report("peer.down", peer=self._label(peer), incarnation=down.incarnation)
+            self._emit("peer.down", peer=self._label(peer), incarnation=down.incarnation)
         elif self._flaps[peer].take(self._now_ms()):
-            self._report("peer.probed", peer=self._label(peer), outcome=probe.meaning)
+            self._emit("peer.probed", peer=self._label(peer), outcome=probe.meaning)
 
     def next_deadline_ms(self) -> int | None:
         """Return when `on_timer` has something to do; None when only an event can change that."""
@@ -445,9 +453,9 @@ class PeerSockets:
             self._garbage_report_ms = now_ms + REPORT_MS
             garbage, self._garbage = self._garbage, {}
             for reason, count in garbage.items():
-                self._report("peer.garbage", socket="peer", reason=reason, count=count)
+                self._emit("peer.garbage", socket="peer", reason=reason, count=count)
         for fault in self.links.expire(now_ms):
-            self._report("fault.cleared", fault=fault.fault_id, rule=fault.kind)
+            self._emit("fault.cleared", fault=fault.fault_id, rule=fault.rule(self._label))
         for peer, frame in self._leaving.due(now_ms):
             self._lanes[peer].send(frame, now_ms, 0)
 
@@ -461,7 +469,7 @@ class PeerSockets:
         self.pollables_version += 1
         self._counters[LANES_MADE_ANEW] += 1
         if before_ms < MAX_BACKOFF_MS:  # a peer that stays away is not news every ten seconds
-            self._report(
+            self._emit(
                 "peer.reconnected",
                 peer=self._label(lane.peer),
                 reason=reason,
@@ -470,17 +478,7 @@ class PeerSockets:
 
     def _tell_heard(self, lane: OutgoingLane, now_ms: int) -> None:
         """Tell a peer what arrived, as nothing else told it for a while; nobody answers this."""
-        lane.seq += 1
-        frame = encode_heard(
-            src=self._me,
-            dst=lane.peer,
-            lane=Lane.PEER,
-            cluster=self._cluster,
-            incarnation=self._incarnation,
-            epoch=lane.epoch,
-            seq=lane.seq,
-            heard=self._filter.heard(lane.peer),
-        )
+        frame = encode_heard(src=self._me, dst=lane.peer, **self._next_head(lane))
         passes = not self.links.active or bool(
             self.links.outgoing(lane.peer, Lane.PEER, KIND_HEARD, frame, now_ms)
         )
