@@ -1,5 +1,61 @@
-"""zraft: Raft for Python, one operating-system process per node."""
+"""zraft: Raft for Python, one operating-system process per node.
+
+The public names. Importing this costs next to nothing: what needs ZeroMQ or MessagePack is imported
+when it is first used.
+"""
+
+from typing import TYPE_CHECKING
 
 from zraft._version import __version__
+from zraft.errors import (
+    Busy,
+    Conflict,
+    InvalidCommand,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+    ZraftError,
+)
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from zraft.client.sync import Client
+    from zraft.machine.base import Ctx, StateMachine
+    from zraft.machine.kv_results import KeyValue
+
+__all__ = [
+    "Busy",
+    "Client",
+    "Conflict",
+    "Ctx",
+    "InvalidCommand",
+    "KeyValue",
+    "NotFound",
+    "OutcomeUnknown",
+    "StateMachine",
+    "Unavailable",
+    "ZraftError",
+    "__version__",
+]
+
+_LAZY = {
+    "Client": "zraft.client.sync",
+    "Ctx": "zraft.machine.base",
+    "KeyValue": "zraft.machine.kv_results",
+    "StateMachine": "zraft.machine.base",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562)."""
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'zraft' has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

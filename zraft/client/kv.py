@@ -1,0 +1,253 @@
+"""`client.kv`: the key-value store as Python calls. It turns calls into requests, and back.
+
+Texts are encoded as UTF-8; answers are bytes. `timeout` is in seconds and covers all retries; None
+takes the client's. `at` names the only node to ask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from zraft.api import Consistency
+from zraft.errors import ControlError, DecodeError, NotFound
+from zraft.machine.kv_codec import (
+    Range,
+    RangeFlag,
+    Txn,
+    encode_cas,
+    encode_delete,
+    encode_get,
+    encode_put,
+    encode_range,
+    encode_txn,
+    prefix_end,
+)
+from zraft.machine.kv_results import (
+    CasResult,
+    KeyValue,
+    TxnResult,
+    decode_cas_result,
+    decode_delete_result,
+    decode_get_result,
+    decode_put_result,
+    decode_range_result,
+    decode_txn_result,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from zraft.client.sync import Client
+
+    Result = TypeVar("Result")
+
+Text = str | bytes
+ReadConsistency = Literal["linearizable", "lease", "stale"]
+
+
+class PutResult(NamedTuple):
+    """A put is applied; `revision` is the store's, and the key's mod_revision."""
+
+    revision: int
+
+
+def as_bytes(text: Text) -> bytes:
+    """Return bytes as they are and a str in UTF-8."""
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def read_consistency(name: str) -> Consistency:
+    """Return the consistency of a read; ControlError for what is not built, or not known."""
+    if name == "linearizable":
+        return Consistency.LINEARIZABLE
+    if name == "stale":
+        return Consistency.STALE
+    if name == "lease":
+        raise ControlError(
+            "lease reads are not supported yet",
+            why="they trust clocks, and the leases they need are not built",
+            try_="consistency='linearizable' (the default), or 'stale'",
+        )
+    raise ControlError(
+        f'no consistency "{name}"',
+        why="a read is linearizable or stale",
+        try_="consistency='linearizable'",
+    )
+
+
+class KvClient:
+    """The key-value store of a cluster.
+
+    Every call raises Unavailable or Busy when it certainly had no effect, OutcomeUnknown when a
+    write may have had one, InvalidCommand and TooLargeError when it can never have one.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def put(
+        self, key: Text, value: Text, *, timeout: float | None = None, at: str | None = None
+    ) -> PutResult:
+        """Set a key; durable on a majority when this returns."""
+        body = encode_put(as_bytes(key), as_bytes(value))
+        revision = self._write(body, decode_put_result, timeout, at)
+        self._note_revision(revision)
+        return PutResult(revision)
+
+    def get(
+        self,
+        key: Text,
+        *,
+        consistency: ReadConsistency = "linearizable",
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> bytes | None:
+        """Return a key's value, None when there is no such key."""
+        item = self.entry(key, consistency=consistency, timeout=timeout, at=at)
+        return None if item is None else item.value
+
+    def __getitem__(self, key: Text) -> bytes:
+        value = self.get(key)
+        if value is None:
+            name = key if isinstance(key, str) else key.decode(errors="backslashreplace")
+            raise NotFound(f'no key "{name}"', why="it was never put, or was deleted")
+        return value
+
+    def entry(
+        self,
+        key: Text,
+        *,
+        consistency: ReadConsistency = "linearizable",
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> KeyValue | None:
+        """Return a key with its revisions and version, None when there is no such key."""
+        body = encode_get(as_bytes(key))
+        result = self._read(body, decode_get_result, consistency, timeout, at)
+        self._note_revision(result.revision)
+        return result.item
+
+    def delete(self, key: Text, *, timeout: float | None = None, at: str | None = None) -> bool:
+        """Delete a key; return whether there was one."""
+        body = encode_delete(as_bytes(key))
+        result = self._write(body, decode_delete_result, timeout, at)
+        self._note_revision(result.revision)
+        return result.deleted > 0
+
+    def cas(
+        self,
+        key: Text,
+        *,
+        expect: Text | None,
+        set: Text,  # the name says what happens
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> bool:
+        """Set a key if its value is `expect` (None: if there is no such key); return if it was."""
+        return self.compare_and_set(key, expect=expect, set=set, timeout=timeout, at=at).succeeded
+
+    def compare_and_set(
+        self,
+        key: Text,
+        *,
+        expect: Text | None,
+        set: Text,  # the name says what happens
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> CasResult:
+        """Do what `cas` does; return also what stood in the way."""
+        expected = None if expect is None else as_bytes(expect)
+        body = encode_cas(as_bytes(key), expected, as_bytes(set))
+        result = self._write(body, decode_cas_result, timeout, at)
+        self._note_revision(result.revision)
+        return result
+
+    def scan(
+        self,
+        prefix: Text = b"",
+        *,
+        limit: int | None = None,
+        keys_only: bool = False,
+        consistency: ReadConsistency = "linearizable",
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> list[KeyValue]:
+        """Return the keys that start with `prefix`, in order, at most `limit` of them.
+
+        More than fits into one answer (1,000 keys, 512 KiB) is read page by page, each as
+        consistent as was asked; a write between two pages may be seen by the later one.
+        """
+        start = as_bytes(prefix)
+        end = prefix_end(start)
+        flags = RangeFlag.KEYS_ONLY if keys_only else RangeFlag.NONE
+        found: list[KeyValue] = []
+        while limit is None or len(found) < limit:
+            left = 0 if limit is None else limit - len(found)
+            body = encode_range(Range(start, end, left, flags))
+            page = self._read(body, decode_range_result, consistency, timeout, at)
+            self._note_revision(page.revision)
+            found += page.items
+            if not page.more or not page.items:
+                break
+            start = page.items[-1].key + b"\x00"
+        return found
+
+    def count(
+        self,
+        prefix: Text = b"",
+        *,
+        consistency: ReadConsistency = "linearizable",
+        timeout: float | None = None,
+        at: str | None = None,
+    ) -> int:
+        """Return how many keys start with `prefix`."""
+        start = as_bytes(prefix)
+        body = encode_range(Range(start, prefix_end(start), 0, RangeFlag.COUNT_ONLY))
+        page = self._read(body, decode_range_result, consistency, timeout, at)
+        self._note_revision(page.revision)
+        return page.total
+
+    def transact(
+        self, txn: Txn, *, timeout: float | None = None, at: str | None = None
+    ) -> TxnResult:
+        """Run a transaction: compares, then one of two branches, all at one revision."""
+        result = self._write(encode_txn(txn), decode_txn_result, timeout, at)
+        self._note_revision(result.revision)
+        return result
+
+    def _write(
+        self,
+        body: bytes,
+        decode: Callable[[bytes], Result],
+        timeout: float | None,
+        at: str | None,
+    ) -> Result:
+        reply = self._client.call(body, Consistency.WRITE, timeout_s=timeout, at=at)
+        return self._decoded(decode, reply.body)
+
+    def _read(
+        self,
+        body: bytes,
+        decode: Callable[[bytes], Result],
+        consistency: str,
+        timeout: float | None,
+        at: str | None,
+    ) -> Result:
+        reply = self._client.call(body, read_consistency(consistency), timeout_s=timeout, at=at)
+        return self._decoded(decode, reply.body)
+
+    def _decoded(self, decode: Callable[[bytes], Result], body: bytes) -> Result:
+        try:
+            return decode(body)
+        except DecodeError as error:
+            raise DecodeError(
+                "the answer is not one of a key-value store",
+                why=error.what,
+                try_="does the cluster run the built-in state machine?  zraft cluster status",
+            ) from error
+
+    def _note_revision(self, revision: int) -> None:
+        info = self._client.info
+        assert info is not None
+        self._client.info = info._replace(revision=revision)
