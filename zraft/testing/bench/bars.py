@@ -1,0 +1,248 @@
+"""`bars`: what zraft promises in milliseconds and per second, measured and judged.
+
+    1  a stopped cluster of five has a leader again less than 3 s after `cluster up` was typed
+    3  twenty times `node kill leader --wait`: median below 150 ms from the kill to the next
+       accepted write, none above 1 s
+    9  at least 0.25 of the bare loop's durable writes per second at 64 outstanding, three nodes
+
+Times depend on what else the machine does. Beside each bar stands the largest wake-up delay of an
+idle loop while it was measured; above 20 ms the bar is *not judged*, which is neither a pass nor a
+failure, and is said so. Start and failover are measured as a user measures them: by the command
+line's own processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from zraft import clock
+from zraft.errors import SupervisorError
+from zraft.testing.bench import put
+from zraft.testing.bench.command import EXIT_CHECK_FAILED, numbers, tell, write
+from zraft.testing.bench.latency import median
+from zraft.testing.bench.machine import NOT_JUDGED_MS, Machine, MachineFigures
+from zraft.testing.bench.place import NAME, Host, Place, describe_host, open_cluster, open_place
+
+SCHEMA = "zraft.bars/1"
+NODES = 5
+UP_ROUNDS = 5
+UP_BAR_MS = 3_000.0
+KILL_ROUNDS = 20
+KILL_MEDIAN_BAR_MS = 150.0
+KILL_WORST_BAR_MS = 1_000.0
+PUT_NODES = 3
+PUT_OUTSTANDING = 64
+PUT_ROUNDS = 5
+PUT_BAR = 0.25
+BARS = (1, 3, 9)
+STEP_MS = 60_000
+
+Verdict = Literal["held", "missed", "not judged"]
+
+
+class Bar(msgspec.Struct, frozen=True, kw_only=True):
+    """One promise and what was measured."""
+
+    number: int
+    promise: str
+    unit: str
+    rounds: list[float]
+    median: float
+    worst: float
+    verdict: Verdict
+    wakeup_delay_ms: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was measured."""
+
+    schema: str
+    ok: bool  # no bar was missed
+    host: Host
+    machine: MachineFigures
+    bars: list[Bar]
+
+
+def verdict(held: bool, wakeup_delay_ms: float) -> Verdict:
+    """Return what is to be said of a bar."""
+    if wakeup_delay_ms > NOT_JUDGED_MS:
+        return "not judged"
+    return "held" if held else "missed"
+
+
+def type_command(place: Place, words: Sequence[str]) -> dict[str, Any]:
+    """Run `zraft …` as a user does, in a process of its own, and return its document.
+
+    Raises:
+        SupervisorError: it failed, or took too long.
+    """
+    program = str(Path(sys.executable).with_name("zraft"))
+    command = [program, *words, "-C", NAME, "--json"]
+    try:
+        done = subprocess.run(
+            command,
+            env=place.environ(),
+            capture_output=True,
+            timeout=STEP_MS / 1000,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SupervisorError(f"zraft {' '.join(words)} took over {STEP_MS} ms") from error
+    if done.returncode != 0:
+        raise SupervisorError(
+            f"zraft {' '.join(words)} ended with code {done.returncode}",
+            why=done.stderr.decode(errors="replace").strip()[-2000:],
+            exit_code=done.returncode,
+        )
+    document = msgspec.json.decode(done.stdout)
+    assert isinstance(document, dict), document
+    return document
+
+
+def measure_up(place: Place, machine: Machine) -> Bar:
+    """Bar 1: from typing `cluster up` to its return with a leader, the interpreter included."""
+    rounds = []
+    with open_cluster(place, NODES) as cluster:
+        cluster.down()
+        machine.take_delay_ms()
+        for number in range(1, UP_ROUNDS + 1):
+            machine.sample()
+            start_ns = clock.monotonic_ns()
+            document = type_command(place, ["cluster", "up"])
+            rounds.append((clock.monotonic_ns() - start_ns) / 1e6)
+            assert document["leader"], document
+            tell(f"up {number} of {UP_ROUNDS}: leader {document['leader']}, {rounds[-1]:.0f} ms")
+            cluster.down()
+        delay_ms = machine.take_delay_ms()
+    held = max(rounds) < UP_BAR_MS
+    return _bar(
+        1, f"`cluster up` of {NODES} stopped nodes, each < 3 s", "ms", rounds, held, delay_ms
+    )
+
+
+def measure_kill(place: Place, machine: Machine) -> Bar:
+    """Bar 3: what `node kill leader --wait` says, the killed node back before the next round."""
+    rounds: list[float] = []
+    with open_cluster(place, NODES) as cluster:
+        machine.take_delay_ms()
+        for number in range(1, KILL_ROUNDS + 1):
+            machine.sample()
+            cluster.wait_for(["converged", f"up={NODES}"], timeout_ms=STEP_MS)
+            document = type_command(place, ["node", "kill", "leader", "--wait"])
+            rounds.append(float(document["unavailable_ms"]))
+            tell(
+                f"kill {number} of {KILL_ROUNDS}: {document['resolved']} unavailable "
+                f"{document['unavailable_ms']} ms (detected {document['detected_ms']} ms, "
+                f"election {document['election_ms']} ms)"
+            )
+            for result in cluster.act("start", document["resolved"]):
+                assert result.failure is None, result.failure
+        delay_ms = machine.take_delay_ms()
+    held = median(rounds) < KILL_MEDIAN_BAR_MS and max(rounds) <= KILL_WORST_BAR_MS
+    promise = f"{KILL_ROUNDS} × `node kill leader --wait`: median < 150 ms, none > 1 s"
+    return _bar(3, promise, "ms", rounds, held, delay_ms)
+
+
+def measure_put(place: Place, machine: Machine) -> Bar:
+    """Bar 9: the ratio to the bare loop, pair by pair."""
+    spec = put.Spec(nodes=[PUT_NODES], outstanding=[PUT_OUTSTANDING], rounds=PUT_ROUNDS)
+    machine.take_delay_ms()
+    (cell,) = put.measure(spec, place, machine, put.tell_pair)
+    delay_ms = max(pair.wakeup_delay_ms for pair in cell.pairs)
+    promise = f"≥ {PUT_BAR} of the bare loop, {PUT_NODES} nodes, {PUT_OUTSTANDING} outstanding"
+    ratios = [pair.ratio for pair in cell.pairs]
+    return Bar(
+        number=9,
+        promise=promise,
+        unit="of the bare loop",
+        rounds=ratios,
+        median=cell.ratio,
+        worst=min(ratios),
+        verdict=verdict(cell.ratio >= PUT_BAR, delay_ms),
+        wakeup_delay_ms=delay_ms,
+    )
+
+
+def _bar(
+    number: int, promise: str, unit: str, rounds: list[float], held: bool, delay_ms: float
+) -> Bar:
+    return Bar(
+        number=number,
+        promise=promise,
+        unit=unit,
+        rounds=rounds,
+        median=median(rounds),
+        worst=max(rounds),
+        verdict=verdict(held, delay_ms),
+        wakeup_delay_ms=delay_ms,
+    )
+
+
+MEASURES: dict[int, Callable[[Place, Machine], Bar]] = {
+    1: measure_up,
+    3: measure_kill,
+    9: measure_put,
+}
+
+
+# ------------------------------------------------------------------------------------- as command
+
+
+def parser(words: argparse.ArgumentParser) -> None:
+    """Add the words of `bars`."""
+    words.add_argument("--only", type=numbers, default=list(BARS), help="which bars (1,3,9)")
+    words.add_argument("--dir", help="where the data goes: a disk (default $TMPDIR, else build/)")
+    words.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure, judge and print; 8 when a bar was missed."""
+    unknown = [number for number in options.only if number not in MEASURES]
+    if unknown:
+        tell(f"error[usage]: there is no bar {unknown[0]}\n  try: --only 1, 3 or 9")
+        return 2
+    with open_place(options.dir) as place, Machine(place.sockets, place.data) as machine:
+        bars = [MEASURES[number](place, machine) for number in options.only]
+        report = Report(
+            schema=SCHEMA,
+            ok=all(bar.verdict != "missed" for bar in bars),
+            host=describe_host(place),
+            machine=machine.figures(),
+            bars=bars,
+        )
+    if options.json:
+        write(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        for line in lines(report):
+            write(line)
+    return 0 if report.ok else EXIT_CHECK_FAILED
+
+
+def lines(report: Report) -> list[str]:
+    """Return the report for people."""
+    out = [*put.host_lines(report.host, report.machine), ""]
+    for bar in report.bars:
+        places = 3 if bar.number == 9 else 0
+        rounds = " ".join(f"{value:.{places}f}" for value in bar.rounds)
+        out += [
+            f"bar {bar.number}  {bar.verdict:<10}  {bar.promise}",
+            (
+                f"       median {bar.median:.{places}f}, worst {bar.worst:.{places}f} {bar.unit}"
+                f" in {len(bar.rounds)} rounds: {rounds}"
+            ),
+        ]
+        if bar.verdict == "not judged":
+            out.append(
+                f"       NOT JUDGED: an idle loop woke up {bar.wakeup_delay_ms:.0f} ms late "
+                f"meanwhile (limit {NOT_JUDGED_MS:.0f}); repeat it on a quieter machine"
+            )
+        else:
+            out.append(f"       largest wake-up delay meanwhile: {bar.wakeup_delay_ms:.1f} ms")
+    return out
