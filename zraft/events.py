@@ -192,8 +192,9 @@ EVENTS: dict[str, EventSpec] = {
     "peer.probed": _log(
         "info",
         "peer outcome",
-        "{peer} is not proven to be gone: its endpoint says {outcome}",
-        "After a lost connection the peer's endpoint did not refuse a new one; nothing follows.",
+        "{peer} is not proven to be gone: {outcome}",
+        "After a lost connection the peer's endpoint did not refuse a new one: greeted (it lives),"
+        " silent, hung_up or an errno; nothing follows.",
     ),
     "peer.rolled_back": _log(
         "warning",
@@ -294,6 +295,12 @@ EVENTS: dict[str, EventSpec] = {
         "names",
         "nodes found running: {names}",
         "A new supervisor found living nodes of an earlier one; they were not disturbed.",
+    ),
+    "supervisor.state_rebuilt": _log(
+        "warning",
+        "reason",
+        "state.json was not readable and was rebuilt from the locks: {reason}",
+        "What runs is wanted, what does not run is not; the old file is state.json.broken.",
     ),
     "supervisor.stopped": _log(
         "info", "reason", "supervisor stopped: {reason}", "The supervisor ended in order."

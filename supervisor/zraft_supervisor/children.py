@@ -11,18 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import site
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from zraft import clock, procfs
+from zraft.client.launch import child_environment
 from zraft.client.ownership import NODE_PROGRAM, Owner, last_exit_of
 from zraft.client.record import supervisor_dir
 from zraft.control_api import LastExit
@@ -90,6 +87,9 @@ class Child:
         self.ready_fd = ready_fd
         self.spawned_ms = clock.now_ms()
         self.ended_mono_ns: int | None = None
+        self.signal_number: int | None = None  # the last one that was sent
+        self.signalled_mono_ns: int | None = None  # just before it was sent
+        self.killed = False
         self._directory = directory
         self._popen = popen
         self._err_path = err_path or directory / "err"
@@ -98,6 +98,9 @@ class Child:
 
     def send(self, number: int) -> None:
         """Send a signal; nothing happens when the process has ended."""
+        self.signal_number = number
+        self.killed |= number == signal.SIGKILL
+        self.signalled_mono_ns = clock.monotonic_ns()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
 
@@ -233,25 +236,6 @@ def adopt(directory: Path, owner: Owner) -> Child | None:
     with contextlib.suppress(OSError):
         return Child(directory, owner.pid, pidfd, err_offset=(directory / "err").stat().st_size)
     return Child(directory, owner.pid, pidfd)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in which a child finds the same zraft, whatever it works in.
-
-    Relative entries of PYTHONPATH are made absolute. A checkout that is not installed is added;
-    the directories of installed packages are not, they are found anyway.
-    """
-    given = environ.get("PYTHONPATH", "")
-    entries = [str(Path(entry).absolute()) for entry in given.split(os.pathsep) if entry]
-    known = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
-    known.update(site.getsitepackages())
-    for package in ("zraft", "zraft_supervisor"):
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            root = str(Path(spec.origin).parent.parent)
-            if root not in known and root not in entries:
-                entries.append(root)
-    return {**environ, "PYTHONPATH": os.pathsep.join(entries)} if entries else dict(environ)
 
 
 def _open_err(directory: Path) -> tuple[int, Path]:

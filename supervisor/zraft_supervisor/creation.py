@@ -22,12 +22,12 @@ from typing import Any
 
 import msgspec
 
+from zraft.client.refusals import check_nodes
 from zraft.config import Config, to_jsonable
 from zraft.control_api import Up
 from zraft.errors import ConfigError, ControlError, SupervisorError
 from zraft.paths import (
     FORMAT,
-    MAX_NODES,
     TCP_FIRST_PORT,
     TCP_PORTS_PER_SLOT,
     TCP_SLOTS,
@@ -53,12 +53,7 @@ def new_cluster(place: Place, up: Up, environ: Mapping[str, str]) -> ClusterFile
         SupervisorError: every tcp port that a cluster may use is taken (exit 75).
     """
     nodes = DEFAULT_NODES if up.nodes is None else up.nodes
-    if not 1 <= nodes <= MAX_NODES:
-        raise ControlError(
-            f"a cluster cannot have {nodes} nodes",
-            why=f"the rule is: 1 to {MAX_NODES}; an odd number is best",
-            try_="zraft cluster up -n 5",
-        )
+    check_nodes(nodes)
     transport = up.transport or "ipc"
     return ClusterFile(
         format=FORMAT,
@@ -187,32 +182,6 @@ def _can_bind(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def check_same(up: Up, cluster: ClusterFile) -> None:
-    """Refuse an `up` that asks for another cluster than the one that is there (exit 2)."""
-    have = len(cluster.members)
-    if up.nodes is not None and up.nodes != have:
-        raise ControlError(
-            f'cluster "{cluster.name}" has {have} nodes, not {up.nodes}',
-            why="the members are fixed when a cluster is made; its data stays as it is",
-            try_=(
-                f"zraft cluster up -C {cluster.name}    starts the {have}",
-                f"zraft cluster down -C {cluster.name} --purge    deletes it and its data",
-                f"zraft cluster up -C NAME -n {up.nodes}    makes another one beside it",
-            ),
-        )
-    if up.transport is not None and up.transport != cluster.transport:
-        raise ControlError(
-            f'cluster "{cluster.name}" uses {cluster.transport}, not {up.transport}',
-            why="the transport is fixed when a cluster is made",
-            try_=f"zraft cluster up -C NAME --transport {up.transport}",
-        )
-    if up.ephemeral and not cluster.ephemeral:
-        raise ControlError(
-            f'cluster "{cluster.name}" keeps its data: it cannot become ephemeral',
-            try_=("zraft cluster up", "zraft cluster up -C NAME --ephemeral"),
-        )
 
 
 def with_settings(up: Up, cluster: ClusterFile, *, alive: bool) -> ClusterFile:

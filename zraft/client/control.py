@@ -12,22 +12,95 @@ supervisor does. Nobody imports the supervisor; it is started as `python -m zraf
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from zraft.api import NodeReply, NodeRequest, NodeStatus, WhoamiReply
-from zraft.control_api import Action, ActionResult, HelloReply, NodeRow
-from zraft.errors import SupervisorError
-from zraft.paths import ClusterFile
+from zraft import clock
+from zraft.api import (
+    ControlFailure,
+    GetStatus,
+    NodeReply,
+    NodeRequest,
+    NodeStatus,
+    Whoami,
+    WhoamiReply,
+)
+from zraft.client.conditions import Leadership, check_conditions, leadership, unmet
+from zraft.client.launch import Wish, ensure_supervisor, greet, wait_for_end
+from zraft.client.link import (
+    SupervisorGone,
+    ask_nodes,
+    ask_supervisor,
+    error_of,
+)
+from zraft.client.ownership import find_owner
+from zraft.client.record import find_supervisor, rows_without_supervisor
+from zraft.client.refusals import check_platform
+from zraft.client.up import (
+    DEFAULT_TIMEOUT_MS,
+    LOOK_MS,
+    STOPPING,
+    ComingUp,
+    Foreground,
+    Settings,
+    UpEvent,
+    UpFailed,
+    UpResult,
+    UpSpec,
+)
+from zraft.control_api import (
+    Act,
+    Action,
+    ActionResult,
+    ActReply,
+    Down,
+    DownReply,
+    GetTable,
+    HelloReply,
+    NodeRow,
+    SupervisorReply,
+    SupervisorRequest,
+    TableReply,
+)
+from zraft.errors import (
+    EXIT_LOCKED,
+    ControlError,
+    NotRunning,
+    SupervisorError,
+    Unavailable,
+    ZraftError,
+)
+from zraft.paths import ClusterFile, cluster_dir, read_cluster_file, state_root
+
+__all__ = [
+    "DEFAULT_NODES",
+    "DEFAULT_TIMEOUT_MS",
+    "Cluster",
+    "ClusterSummary",
+    "DownResult",
+    "Foreground",
+    "Leadership",
+    "Settings",
+    "UpEvent",
+    "UpFailed",
+    "UpResult",
+    "UpSpec",
+    "WaitResult",
+    "check_conditions",
+    "leadership",
+    "list_clusters",
+]
 
 DEFAULT_NODES = 5
-DEFAULT_TIMEOUT_MS = 30_000
+TABLE_TIMEOUT_MS = 2_000
+ENDING_MS = 5_000  # how long the supervisor may take to end after its last answer
 
-Settings = dict[str, dict[str, int | bool | str]]
 ClusterState = Literal["running", "degraded", "stopped", "broken"]
 
 
@@ -41,86 +114,6 @@ class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
     state: ClusterState  # running: all · degraded: some · stopped: none · broken: see `error`
     supervisor_pid: int | None = None
     error: str = ""
-
-
-class UpSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What `up` is asked for. None means: as it is recorded, or the default for a new cluster.
-
-    `settings` is `config.to_jsonable(config)`. Give None when the user named no file, flag or
-    variable: then the recorded settings stay. Other settings than the recorded ones are taken
-    when nothing runs and refused when something does.
-    """
-
-    name: str
-    nodes: int | None = None  # default 5
-    directory: str | None = None  # --dir: the data lives there, STATE/<name> is a link to it
-    transport: Literal["ipc", "tcp"] | None = None  # default ipc
-    settings: Settings | None = None
-    ephemeral: bool = False  # a temporary directory, removed at `down`
-    foreground: bool = False  # the nodes end with this process
-    restart: bool | None = None  # False: --no-restart; None: the key supervisor.restart
-    timeout_ms: int = DEFAULT_TIMEOUT_MS
-
-
-class UpEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of `up`, as it happens. `elapsed_ms` counts from the call."""
-
-    kind: Literal[
-        "supervisor",  # started (pid)
-        "created",  # a new cluster
-        "spawned",  # node `name` as `pid`
-        "recovering",  # node `name` reads a long log; `message` says how far
-        "ready",  # node `name` serves
-        "failed",  # node `name` was given up; `message` says why
-        "leader",  # `name` leads `term`
-        "warning",  # `message`
-    ]
-    elapsed_ms: int
-    name: str = ""
-    pid: int | None = None
-    term: int | None = None
-    elected_ms: int | None = None
-    message: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class UpResult:
-    """What `up` did, and what there is now."""
-
-    name: str
-    directory: str
-    transport: str
-    created: bool  # the cluster was new
-    started: list[str]  # nodes that this call started
-    already_running: bool  # every node ran before, nothing was done
-    left_paused: list[str]  # still paused: `node resume`
-    pids: dict[str, int | None]
-    leader: str | None
-    term: int | None
-    elected_ms: int | None  # from its first pre-vote to its leadership, by its own clock
-    elapsed_ms: int
-    warnings: list[str] = field(default_factory=list)
-    foreground: Foreground | None = None
-
-
-class UpFailed(SupervisorError):
-    """`up` started what could be started, but not everything; `result` has the rest.
-
-    `exit_code` is that of the first node that failed (65, 70, 74, 75, 78), 1 when the reason is
-    another, 6 when all nodes run and no leader appeared in time.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        result: UpResult,
-        why: str = "",
-        try_: tuple[str, ...] | str = (),
-        exit_code: int = 1,
-    ) -> None:
-        super().__init__(what, why=why, try_=try_, exit_code=exit_code)
-        self.result = result
 
 
 class DownResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,52 +138,51 @@ class WaitResult(msgspec.Struct, frozen=True, kw_only=True):
     statuses: dict[str, NodeStatus | None]
 
 
-class Leadership(msgspec.Struct, frozen=True):
-    """A leader that a majority of all members follows, itself included."""
-
-    leader: str
-    term: int
-    followers: list[str]
-
-
-class Foreground:
-    """A supervisor that this process started with `foreground=True`, and must wait for."""
-
-    pid: int
-
-    def wait(self) -> int:
-        """Wait until the cluster has stopped and return the supervisor's exit code.
-
-        SIGINT, SIGTERM and SIGHUP that arrive meanwhile are passed on: the first one stops the
-        nodes in order, the second one kills them.
-        """
-        raise AssertionError
-
-
 def list_clusters(environ: Mapping[str, str]) -> list[ClusterSummary]:
     """Return every cluster of this user, by name. Starts nothing, asks nobody, reads only."""
-    raise AssertionError
+    root = state_root(environ)
+    names = sorted(os.listdir(root)) if root.is_dir() else []
+    found = []
+    for name in names:
+        with contextlib.suppress(NotRunning, ControlError):  # not a cluster, or being made
+            found.append(_summary(name, environ))
+    return found
 
 
-def leadership(statuses: Mapping[str, NodeStatus | None]) -> Leadership | None:
-    """Return the leader that a majority of all names in `statuses` agrees on, if there is one.
-
-    `statuses` has a key for every member; None counts as a member that does not answer.
-    """
-    raise AssertionError
-
-
-def check_conditions(conditions: Sequence[str], nodes: int) -> None:
-    """Refuse what `wait_for` does not know: ControlError (exit 2)."""
-    raise AssertionError
+def _summary(name: str, environ: Mapping[str, str]) -> ClusterSummary:
+    link = cluster_dir(name, environ)
+    directory = Path(os.path.realpath(link))
+    try:
+        cluster = read_cluster_file(link)
+    except NotRunning:
+        raise
+    except ZraftError as error:
+        return ClusterSummary(
+            name=name, directory=str(directory), nodes=0, up=0, state="broken", error=error.what
+        )
+    up = sum(find_owner(directory / node).kind == "ours" for node in cluster.names)
+    holder = find_supervisor(directory)
+    state: ClusterState = "stopped" if not up else "degraded"
+    return ClusterSummary(
+        name=name,
+        directory=str(directory),
+        nodes=len(cluster.members),
+        up=up,
+        state="running" if up == len(cluster.members) else state,
+        supervisor_pid=holder.pid if holder is not None else None,
+    )
 
 
 class Cluster:
     """One cluster of this host, found by name. See the module."""
 
-    name: str
-    directory: Path  # real path
-    file: ClusterFile  # as it was when this object was made; `reload` reads it again
+    def __init__(self, link: Path, file: ClusterFile, environ: Mapping[str, str]) -> None:
+        """Use `open`."""
+        self.name = link.name
+        self.link = link
+        self.directory = Path(os.path.realpath(link))
+        self.file = file  # as it was when this object was made; `reload` reads it again
+        self._environ = environ
 
     @classmethod
     def open(cls, name: str, environ: Mapping[str, str]) -> Cluster:
@@ -201,7 +193,8 @@ class Cluster:
             ControlError: that is no name (exit 2).
             ForeignDataError, StorageError: its file is not readable (exit 65, 74).
         """
-        raise AssertionError
+        link = cluster_dir(name, environ)
+        return cls(link, read_cluster_file(link), environ)
 
     @classmethod
     def up(
@@ -223,11 +216,12 @@ class Cluster:
             SupervisorError: no supervisor in time, its lock is held (exit 75).
             UpFailed: some node did not start, or no leader appeared in `timeout_ms`.
         """
-        raise AssertionError
+        return ComingUp(spec, environ, progress).run()
 
     def reload(self) -> ClusterFile:
         """Read the cluster file again, keep it as `file` and return it."""
-        raise AssertionError
+        self.file = read_cluster_file(self.link)
+        return self.file
 
     # ---------------------------------------------------------------- questions, no side effect
 
@@ -237,11 +231,18 @@ class Cluster:
         Returns as soon as all have answered. A node whose socket refuses connections (no process)
         does not use up the time. Every member has a key, in the order of the cluster file.
         """
-        raise AssertionError
+        answers = self.ask_all(self.file.names, GetStatus(), timeout_ms=timeout_ms)
+        return {
+            name: answer if isinstance(answer, NodeStatus) else None
+            for name, answer in answers.items()
+        }
 
     def whoami(self, name: str, *, timeout_ms: int = 1_000) -> WhoamiReply:
         """Return a node's identity. Raises as `ask` does."""
-        raise AssertionError
+        reply = self.ask(name, Whoami(), timeout_ms=timeout_ms)
+        if not isinstance(reply, WhoamiReply):
+            raise ControlError(f"{name} gave another answer than was asked for: {reply}")
+        return reply
 
     def ask(self, name: str, request: NodeRequest, *, timeout_ms: int = 5_000) -> NodeReply:
         """Send one control request to one node and return its answer, never a failure.
@@ -251,21 +252,46 @@ class Cluster:
             NotRunning: no process holds the node's directory (exit 3).
             Unavailable: the process is there and does not answer in time (exit 6).
         """
-        raise AssertionError
+        self.file.member_id(name)  # refuses a name that is none
+        reply = self.ask_all([name], request, timeout_ms=timeout_ms)[name]
+        if isinstance(reply, ControlFailure):
+            raise error_of(reply)
+        if reply is not None:
+            return reply
+        owner = find_owner(self.directory / name)
+        if owner.kind == "ours":
+            raise Unavailable(
+                f"{name} (pid {owner.pid}) did not answer within {timeout_ms} ms",
+                why="it is paused" if owner.stopped else "it is busy, starting or stopping",
+                try_=f"zraft node resume {name}" if owner.stopped else "again in a moment",
+            )
+        raise NotRunning(
+            f"{name} is not running",
+            why=rows_without_supervisor(self.directory, self.file)[name].message,
+            try_=f"zraft node start {name}",
+        )
 
     def ask_all(
         self, names: Sequence[str], request: NodeRequest, *, timeout_ms: int = 1_000
     ) -> dict[str, NodeReply | None]:
         """Send one control request to several nodes at once; a refusal is a `ControlFailure`."""
-        raise AssertionError
+        endpoints = {name: self.file.endpoint(name, "ctl") for name in names}
+        return ask_nodes(endpoints, request, timeout_ms)
 
     def table(self) -> dict[str, NodeRow]:
         """Return the processes' rows, from the supervisor or, without one, from its record."""
-        raise AssertionError
+        found = greet(self.directory)
+        if found is not None:
+            with contextlib.suppress(SupervisorGone):
+                reply = ask_supervisor(found.running, GetTable(), timeout_ms=TABLE_TIMEOUT_MS)
+                if isinstance(reply, TableReply) and reply.rows:
+                    return {row.name: row for row in reply.rows}
+        return rows_without_supervisor(self.directory, self.file)
 
     def supervisor(self) -> HelloReply | None:
         """Return who supervises this cluster, None when nobody answers. Starts nothing."""
-        raise AssertionError
+        found = greet(self.directory)
+        return found.hello if found is not None else None
 
     def wait_for(
         self, conditions: Sequence[str], *, timeout_ms: int = DEFAULT_TIMEOUT_MS
@@ -280,7 +306,30 @@ class Cluster:
             ControlError: an unknown condition (exit 2).
             Unavailable: the time is up; `why` says which condition fails and what is seen (exit 6).
         """
-        raise AssertionError
+        check_conditions(conditions, len(self.file.members))
+        began_ms = clock.now_ms()
+        pause = select.poll()
+        while True:
+            left_ms = timeout_ms - (clock.now_ms() - began_ms)
+            statuses = self.statuses(timeout_ms=min(500, max(left_ms, 50)))
+            reasons = {condition: unmet(condition, statuses) for condition in conditions}
+            open_ = {condition: why for condition, why in reasons.items() if why}
+            elapsed_ms = clock.now_ms() - began_ms
+            if not open_:
+                seen = leadership(statuses)
+                return WaitResult(
+                    elapsed_ms=elapsed_ms,
+                    leader=seen.leader if seen is not None else None,
+                    term=seen.term if seen is not None else None,
+                    statuses=statuses,
+                )
+            if elapsed_ms >= timeout_ms:
+                raise Unavailable(
+                    f"not within {timeout_ms} ms: {', '.join(open_)}",
+                    why="; ".join(f"{condition}: {why}" for condition, why in open_.items()),
+                    try_=f"zraft cluster status -C {self.name}",
+                )
+            pause.poll(LOOK_MS)
 
     # ------------------------------------------------------------------------- verbs: they act
 
@@ -305,7 +354,14 @@ class Cluster:
             ControlError: unknown node or signal, an action that takes no such option (exit 2).
             SupervisorError: no supervisor in time (exit 75).
         """
-        raise AssertionError
+        for name in names:
+            self.file.member_id(name)  # refuses a name that is none, before anything is started
+        request = Act(
+            action=action, names=[*names], for_ms=for_ms, signal=signal, timeout_ms=timeout_ms
+        )
+        reply = self._verb(request, timeout_ms + 5_000)
+        assert isinstance(reply, ActReply), f"not an answer to an action: {reply}"
+        return reply.results
 
     def restart(
         self, *, rolling: bool = True, timeout_ms: int = DEFAULT_TIMEOUT_MS
@@ -315,7 +371,22 @@ class Cluster:
         Between two nodes it waits until the cluster has converged, so that a rolling restart
         never costs the quorum.
         """
-        raise AssertionError
+        names = [name for name, row in self.table().items() if row.desired != "down"]
+        if not rolling:
+            return self.act("restart", names, timeout_ms=timeout_ms)
+        deadline_ms = clock.now_ms() + timeout_ms
+        seen = leadership(self.statuses())
+        if seen is not None and seen.leader in names:
+            names.remove(seen.leader)
+            names.append(seen.leader)
+        results = []
+        for name in names:
+            left_ms = max(1, deadline_ms - clock.now_ms())
+            results += self.act("restart", [name], timeout_ms=left_ms)
+            if results[-1].failure is not None:
+                return results  # one that does not come back must not be followed by another
+            self.wait_for(["converged"], timeout_ms=max(1, deadline_ms - clock.now_ms()))
+        return results
 
     def down(
         self, *, now: bool = False, purge: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS
@@ -324,4 +395,67 @@ class Cluster:
 
         The data of an ephemeral cluster is deleted always. Nothing to stop is not an error.
         """
-        raise AssertionError
+        began_ms = clock.now_ms()
+        was_running = self._anything_runs()
+        reply = DownReply(stopped=[], killed=[])
+        if was_running or purge or self.file.ephemeral or self._sockets_left():
+            answer = self._verb(Down(now=now, purge=purge), timeout_ms)
+            assert isinstance(answer, DownReply), f"not an answer to down: {answer}"
+            reply = answer
+        return DownResult(
+            name=self.name,
+            directory=str(self.directory),
+            was_running=was_running,
+            stopped=reply.stopped,
+            killed=reply.killed,
+            foreign=reply.foreign,
+            purged=reply.purged,
+            elapsed_ms=clock.now_ms() - began_ms,
+        )
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _verb(self, request: SupervisorRequest, timeout_ms: int) -> SupervisorReply:
+        """Have the supervisor do something, starting one if none runs."""
+        check_platform()
+        deadline_ms = clock.now_ms() + timeout_ms
+        while True:
+            found = ensure_supervisor(Wish(self.link), self._environ)
+            left_ms = max(1, deadline_ms - clock.now_ms())
+            try:
+                reply = ask_supervisor(found.running, request, timeout_ms=left_ms)
+            except ZraftError as error:
+                late = clock.now_ms() >= deadline_ms
+                if not late and (error.code == STOPPING or self._may_repeat(request, error)):
+                    wait_for_end(found.running.pid, left_ms)
+                    if isinstance(request, Act):
+                        self.reload()  # NotRunning when it was deleted
+                    continue
+                raise
+            if reply is None:
+                raise SupervisorError(
+                    f"the supervisor (pid {found.running.pid}) was not done in {timeout_ms} ms",
+                    why="what was asked for goes on",
+                    try_="zraft node list",
+                    exit_code=EXIT_LOCKED,
+                )
+            if isinstance(request, Down):
+                wait_for_end(found.running.pid, ENDING_MS)
+            return reply
+
+    @staticmethod
+    def _may_repeat(request: SupervisorRequest, error: ZraftError) -> bool:
+        """Whether a wish may be stated again to the next supervisor: doing it twice is once."""
+        if not isinstance(error, SupervisorGone):
+            return False
+        return not isinstance(request, Act) or request.action not in {"kill", "restart"}
+
+    def _anything_runs(self) -> bool:
+        if find_supervisor(self.directory) is not None:
+            return True
+        return any(find_owner(self.directory / name).kind == "ours" for name in self.file.names)
+
+    def _sockets_left(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(os.listdir(self.file.socket_dir))
+        return False

@@ -15,7 +15,8 @@ import msgspec
 from zraft import clock, procfs
 from zraft.client.ownership import Owner, find_owner
 from zraft.control_api import NodeRecord, NodeRow, ProcessState, StateFile
-from zraft.errors import ForeignDataError, StorageError
+from zraft.errors import ForeignDataError, StorageError, ZraftError
+from zraft.paths import ClusterFile
 from zraft.storage.directory import LOCK_FILE, lock_holder
 
 STATE_FORMAT = 1
@@ -86,6 +87,19 @@ def _of_another_boot(record: NodeRecord) -> NodeRecord:
     return msgspec.structs.replace(
         record, crashes_ms=[], until_ms=None if record.until_ms is None else 0
     )
+
+
+def rows_without_supervisor(directory: Path, cluster: ClusterFile) -> dict[str, NodeRow]:
+    """Return every node's row as record and locks show it."""
+    try:
+        state = read_state(directory)
+    except ZraftError:  # unreadable: the next supervisor sets it aside; the locks still speak
+        state = None
+    records = state.nodes if state is not None else {}
+    return {
+        name: row_without_supervisor(name, directory / name, records.get(name))
+        for name in cluster.names
+    }
 
 
 def row_without_supervisor(name: str, directory: Path, record: NodeRecord | None) -> NodeRow:
