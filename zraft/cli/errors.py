@@ -20,7 +20,7 @@ import msgspec.json
 from zraft import clock
 from zraft._version import __version__
 from zraft.cli.output import Output, printable
-from zraft.errors import ControlError, RequestError, ZraftError
+from zraft.errors import Conflict, ControlError, RequestError, ZraftError
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
@@ -30,6 +30,14 @@ EXIT_DEGRADED = 10
 EXIT_NO_QUORUM = 11
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+
+class CasConflict(Conflict):
+    """A cas found another value; `details` has it, for programs."""
+
+    def __init__(self, what: str, *, details: dict[str, Any], why: str, try_: str) -> None:
+        super().__init__(what, why=why, try_=try_)
+        self.details = details
 
 
 class NotBuilt(ControlError):
@@ -50,6 +58,7 @@ def refuse_not_built(what: str, *, instead: tuple[str, ...] = ()) -> NotBuilt:
 def error_document(error: ZraftError) -> dict[str, Any]:
     """Return the JSON form of a failure: a published contract."""
     request = error if isinstance(error, RequestError) else None
+    details: dict[str, Any] = getattr(error, "details", {})
     return {
         "ok": False,
         "error": {
@@ -62,6 +71,7 @@ def error_document(error: ZraftError) -> dict[str, Any]:
             "maybe_applied": request.maybe_applied if request else False,
             "request_id": request.request_id if request else None,
             "leader_hint": request.leader_hint if request else None,
+            **details,
         },
     }
 

@@ -256,4 +256,4 @@ class LogFiles:
 
     def _is_node(self, name: str) -> bool:
         directory = self._directory / name
-        return any((directory / part).exists() for part in ("member.json", "log.jsonl"))
+        return any((directory / part).exists() for part in ("member.json", *STREAMS))

@@ -52,9 +52,13 @@ LATER_NOUNS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; the traceback of a bug goes into a file."""
+    """Run one command and return its exit code.
+
+    Called as the program, without `arguments`, the traceback of a bug goes into a file.
+    """
+    if arguments is None:
+        sys.excepthook = _report_bug
     given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.excepthook = _report_bug
     try:
         if not given:
             return _welcome()

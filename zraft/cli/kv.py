@@ -1,0 +1,432 @@
+"""`zraft kv`: read and write the store of a running cluster. Never starts anything.
+
+stdout carries values only, byte for byte; what to think of them is on stderr and in the exit code:
+4 no such key, 5 the condition was false, 6 certainly not applied, 7 perhaps applied.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from zraft.cli.errors import EXIT_OK, CasConflict, refuse_not_built, usage_error
+from zraft.cli.options import Run, command, noun
+from zraft.cli.output import Cell, Output, plural, printable
+from zraft.errors import ControlError, NotFound, NotRunning, OutcomeUnknown, Unavailable
+
+if TYPE_CHECKING:
+    from zraft.client.sync import Client, Info
+    from zraft.machine.kv_results import KeyValue
+    from zraft.paths import ClusterFile
+
+app = noun(
+    "kv",
+    "Read and write the replicated key-value store.",
+    ["zraft kv put hello world", "zraft kv get hello", "zraft kv scan user/"],
+    later=("incr", "watch", "txn", "import", "export", "shell"),
+)
+
+DEFAULT_TIMEOUT_MS = 5_000
+ENCODINGS = ("utf8", "base64", "hex", "raw")
+LEVELS = ("linearizable", "stale")
+
+Key = Annotated[str, typer.Argument(metavar="KEY")]
+At = Annotated[
+    str | None,
+    typer.Option("--at", "--from", metavar="NODE", help="Ask this node only (n2, leader)."),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", metavar="KIND", help="How values are written: utf8, base64, hex."),
+]
+Level = Annotated[
+    str,
+    typer.Option(
+        "--consistency", metavar="LEVEL", help="linearizable (default), or stale: any node's own."
+    ),
+]
+
+_READS_LATER = ("--explain", "--max-staleness")
+
+
+# ------------------------------------------------------------------------------------- clients
+
+
+@contextmanager
+def connected(run: Run, at: str | None) -> Iterator[tuple[Client, str | None]]:
+    """Give a client, and the name that `--at` means; failures say what the cluster looks like."""
+    file = run.cluster_file()
+    check_runs(run, file)
+    from zraft.client.sync import Client
+
+    target = None if at is None else _resolve_at(run, at, file)
+    timeout_s = run.timeout_ms(DEFAULT_TIMEOUT_MS) / 1000
+    with Client(run.cluster, timeout_s=timeout_s, environ=run.environ) as client:
+        try:
+            yield client, target
+        except (Unavailable, OutcomeUnknown) as error:
+            explain(run, error)
+            raise
+
+
+def check_runs(run: Run, file: ClusterFile) -> None:
+    """Refuse at once when no node can be running: NotRunning (exit 3)."""
+    sockets = Path(file.socket_dir)
+    if not any((sockets / f"{name}.ctl").exists() for name in file.names):
+        raise _stopped(run)
+
+
+def _stopped(run: Run) -> NotRunning:
+    return NotRunning(
+        f'cluster "{run.cluster}" is stopped; nothing was sent',
+        why="no process of it runs; its data is kept",
+        try_=f"zraft cluster up{run.suffix}",
+    )
+
+
+def _resolve_at(run: Run, at: str, file: ClusterFile) -> str:
+    """Return the one node that `--at` names, by name or by role."""
+    if at in file.names:
+        return at
+    from zraft.cli.targets import resolve, views
+    from zraft.client.control import Cluster
+
+    cluster = Cluster.open(run.cluster, run.environ)
+    found = resolve([at], views(cluster.statuses(), cluster.table()), random.Random())
+    if len(found) != 1:
+        raise ControlError(f'--at: "{at}" means {plural(len(found), "node")}, not one')
+    run.out.message(f"{at} is {found[0]}")
+    return found[0]
+
+
+def explain(run: Run, error: Unavailable | OutcomeUnknown) -> None:
+    """Add to a failure what the nodes say right now; a stopped cluster becomes NotRunning."""
+    from zraft.cli.cluster import observe
+    from zraft.client.control import Cluster
+
+    document = observe(Cluster.open(run.cluster, run.environ), timeout_ms=300)
+    if document["status"] == "stopped" and isinstance(error, Unavailable):
+        raise _stopped(run) from None
+    quorum = document["quorum"]
+    facts = [error.why] if error.why else []
+    if not quorum["ok"]:
+        facts.append(
+            f"{quorum['have']} of {len(document['nodes'])} nodes answer, a quorum is "
+            f"{quorum['need']}"
+        )
+    elif document["leader"] is None:
+        facts.append("no leader has a majority now")
+    if document["faults"]:
+        told = ", ".join(f"{fault['kind']} {fault['node']}" for fault in document["faults"])
+        facts.append(f"active faults: {told}")
+        error.try_ = (*error.try_, f"zraft fault heal --all{run.suffix}")
+    error.why = "; ".join(facts)
+
+
+def _level(name: str) -> Literal["linearizable", "stale"]:
+    if name == "lease":
+        raise refuse_not_built("--consistency lease", instead=("--consistency linearizable",))
+    if name not in LEVELS:
+        raise usage_error(f'--consistency: no level "{name}"', LEVELS, name)
+    return "stale" if name == "stale" else "linearizable"
+
+
+# ------------------------------------------------------------------------------- values as text
+
+
+def to_bytes(text: str) -> bytes:
+    """Return the bytes that were typed."""
+    return os.fsencode(text)
+
+
+def parse_value(text: str, encoding: str | None) -> bytes:
+    """Return the value of an argument, or of stdin for `-`; ControlError for bad base64 or hex."""
+    data = sys.stdin.buffer.read() if text == "-" else to_bytes(text)
+    match _checked_encoding(encoding):
+        case "base64" | "hex" as kind:
+            try:
+                compact = b"".join(data.split())
+                if kind == "hex":
+                    return binascii.unhexlify(compact)
+                return base64.b64decode(compact, validate=True)
+            except binascii.Error as error:
+                raise ControlError(f"the value is not {kind}", why=str(error)) from None
+        case _:
+            return data
+
+
+def _checked_encoding(encoding: str | None) -> str | None:
+    if encoding is not None and encoding not in ENCODINGS:
+        raise usage_error(f'--encoding: no encoding "{encoding}"', ENCODINGS, encoding)
+    return encoding
+
+
+def spell(data: bytes, encoding: str | None) -> tuple[str, str]:
+    """Return a value as text and the name of the encoding: UTF-8 if it is that, else base64."""
+    if encoding == "hex":
+        return data.hex(), "hex"
+    if encoding != "base64":
+        try:
+            return data.decode(), "utf8"
+        except UnicodeDecodeError:
+            pass
+    return base64.b64encode(data).decode(), "base64"
+
+
+def write_value(out: Output, data: bytes, encoding: str | None) -> None:
+    """Write a value to stdout and a newline; `raw` writes no newline, binary goes out as it is."""
+    if encoding in {"hex", "base64"}:
+        out.line(spell(data, encoding)[0])
+        return
+    out.stdout.flush()
+    binary = getattr(out.stdout, "buffer", None)
+    ending = b"" if encoding == "raw" else b"\n"
+    if binary is None:
+        out.stdout.write((data + ending).decode(errors="backslashreplace"))
+        return
+    if out.stdout.isatty() and spell(data, None)[1] != "utf8":
+        data = data.decode(errors="backslashreplace").encode()
+    binary.write(data + ending)
+    binary.flush()
+
+
+def _shown(data: bytes) -> str:
+    return printable(data.decode(errors="backslashreplace"))
+
+
+def _served(info: Info | None) -> dict[str, Any]:
+    """Return the fields that say who answered."""
+    if info is None:
+        return {}
+    return {"served_by": info.node, "via": info.via, "term": info.term, "index": info.index}
+
+
+def _item(item: KeyValue, encoding: str | None, keys_only: bool = False) -> dict[str, Any]:
+    key, key_encoding = spell(item.key, None)
+    fields: dict[str, Any] = {"key": key}
+    if key_encoding != "utf8":
+        fields["key_encoding"] = key_encoding
+    if not keys_only:
+        fields["value"], fields["encoding"] = spell(item.value, encoding)
+    fields |= {
+        "rev": item.mod_revision,
+        "create_rev": item.create_revision,
+        "version": item.version,
+    }
+    return fields
+
+
+# --------------------------------------------------------------------------------------- verbs
+
+
+@command(
+    app,
+    "kv put",
+    examples=["zraft kv put hello world", "zraft kv put config - < config.json"],
+    later=("--explain", "--if-absent", "--if-version", "--ttl", "--request-id"),
+)
+def put(
+    run: Run,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="The value; - reads stdin.")],
+    at: At = None,
+    encoding: Encoding = None,
+) -> int:
+    """Write a key: durable on a majority when this returns."""
+    data = parse_value(value, encoding)
+    with connected(run, at) as (client, target):
+        result = client.kv.put(to_bytes(key), data, at=target)
+        info = client.info
+    document = {
+        "schema": "zraft.kv.put/1",
+        "ok": True,
+        "key": key,
+        "rev": result.revision,
+        **_served(info),
+    }
+    run.out.result(document, lambda: run.out.line(f"OK  rev {result.revision}"))
+    return EXIT_OK
+
+
+@command(
+    app,
+    "kv get",
+    examples=["zraft kv get hello", "zraft kv get hello --consistency stale --from n3 --json"],
+    later=_READS_LATER,
+)
+def get(
+    run: Run,
+    key: Key,
+    consistency: Level = "linearizable",
+    at: At = None,
+    encoding: Encoding = None,
+) -> int:
+    """Print the value of a key, and nothing else. Exit 4 when there is no such key."""
+    level = _level(consistency)
+    _checked_encoding(encoding)
+    with connected(run, at) as (client, target):
+        item = client.kv.entry(to_bytes(key), consistency=level, at=target)
+        info = client.info
+    assert info is not None
+    if item is None:
+        who = f"{level} read at index {info.index}, answered by {info.node}"
+        raise NotFound(f'no key "{printable(key)}" ({who})', try_=f"zraft kv scan{run.suffix}")
+    document = {
+        "schema": "zraft.kv.get/1",
+        "ok": True,
+        **_item(item, encoding),
+        **_served(info),
+        "consistency": level,
+        "read_index": info.index,
+        "revision": info.revision,
+    }
+    run.out.result(document, lambda: write_value(run.out, item.value, encoding))
+    return EXIT_OK
+
+
+@command(app, "kv delete", examples=["zraft kv delete hello"], later=("--explain",))
+def delete(run: Run, key: Key, at: At = None) -> int:
+    """Delete a key. Exit 4 when there is none."""
+    with connected(run, at) as (client, target):
+        deleted = client.kv.delete(to_bytes(key), at=target)
+        info = client.info
+    assert info is not None
+    if not deleted:
+        raise NotFound(f'no key "{printable(key)}"; nothing changed')
+    document = {
+        "schema": "zraft.kv.delete/1",
+        "ok": True,
+        "key": key,
+        "rev": info.revision,
+        **_served(info),
+    }
+    run.out.result(document, lambda: run.out.line(f"OK  rev {info.revision}"))
+    return EXIT_OK
+
+
+@command(
+    app,
+    "kv cas",
+    examples=["zraft kv cas x --expect 2 --set 3", "zraft kv cas x --expect-absent --set 1"],
+    later=("--explain", "--request-id"),
+)
+def cas(
+    run: Run,
+    key: Key,
+    new: Annotated[str, typer.Option("--set", metavar="VALUE", help="The new value.")],
+    expect: Annotated[
+        str | None, typer.Option("--expect", metavar="VALUE", help="The value it must have now.")
+    ] = None,
+    absent: Annotated[
+        bool, typer.Option("--expect-absent", help="There must be no such key now.")
+    ] = False,
+    at: At = None,
+    encoding: Encoding = None,
+) -> int:
+    """Write a key if it has the expected value now. Exit 5, and the actual value, if not."""
+    if (expect is None) != absent:
+        raise ControlError(
+            "say what is expected",
+            why="either --expect VALUE or --expect-absent",
+            try_=f"zraft kv cas {key} --expect 2 --set 3",
+        )
+    expected = None if expect is None else parse_value(expect, encoding)
+    data = parse_value(new, encoding)
+    with connected(run, at) as (client, target):
+        result = client.kv.compare_and_set(to_bytes(key), expect=expected, set=data, at=target)
+        info = client.info
+    if not result.succeeded:
+        raise _conflict(key, expected, result.current, encoding)
+    document = {
+        "schema": "zraft.kv.cas/1",
+        "ok": True,
+        "key": key,
+        "rev": result.revision,
+        **_served(info),
+    }
+    run.out.result(document, lambda: run.out.line(f"OK  rev {result.revision}"))
+    return EXIT_OK
+
+
+def _conflict(
+    key: str, expected: bytes | None, current: KeyValue | None, encoding: str | None
+) -> CasConflict:
+    name = printable(key)
+    details: dict[str, Any]
+    if current is None:
+        found = "there is no such key"
+        details = {"key": key, "actual": None}
+    else:
+        found = f'its value is "{_shown(current.value)}" (rev {current.mod_revision})'
+        details = {"key": key, "actual": _item(current, encoding)}
+    wanted = "no key" if expected is None else f'"{_shown(expected)}"'
+    return CasConflict(
+        f'"{name}" is not as expected; nothing changed',
+        why=f"expected {wanted}, but {found}",
+        try_=f"zraft kv get {name}",
+        details=details,
+    )
+
+
+@command(
+    app,
+    "kv scan",
+    examples=["zraft kv scan user/ --limit 100", "zraft kv scan --keys-only"],
+    later=_READS_LATER,
+)
+def scan(
+    run: Run,
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="What keys start with.")] = "",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many keys.")
+    ] = None,
+    keys_only: Annotated[bool, typer.Option("--keys-only", help="Without values.")] = False,
+    consistency: Level = "linearizable",
+    at: At = None,
+    encoding: Encoding = None,
+) -> int:
+    """List the keys that start with a prefix, in order."""
+    level = _level(consistency)
+    _checked_encoding(encoding)
+    with connected(run, at) as (client, target):
+        items = client.kv.scan(
+            to_bytes(prefix), limit=limit, keys_only=keys_only, consistency=level, at=target
+        )
+        info = client.info
+    document = {
+        "schema": "zraft.kv.scan/1",
+        "ok": True,
+        "prefix": prefix,
+        "items": [_item(item, encoding, keys_only) for item in items],
+        "consistency": level,
+        **_served(info),
+    }
+
+    def human() -> None:
+        if not items:
+            run.out.message("no keys")
+        elif keys_only:
+            for item in items:
+                run.out.line(_shown(item.key))
+        else:
+            rows: list[list[Cell]] = [
+                [_shown(item.key), str(item.mod_revision), _value_cell(item.value, encoding)]
+                for item in items
+            ]
+            run.out.table(("KEY", "REV", "VALUE"), rows)
+
+    run.out.result(document, human)
+    return EXIT_OK
+
+
+def _value_cell(value: bytes, encoding: str | None) -> str:
+    return spell(value, encoding)[0] if encoding in {"hex", "base64"} else _shown(value)
