@@ -250,7 +250,7 @@ class NodeProcess:
             peers=peers,
             faults=peers.links.faults,
             storage_stats=storage.stats,
-            counters=(clients, peers, rejects, loop),
+            counters=(clients, rejects, loop),
             dropped_lines=lambda: telemetry.dropped_lines,
             name_of=plan.name_of,
             started_ms=clock.now_ms(),

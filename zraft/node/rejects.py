@@ -19,7 +19,7 @@ class Rejects:
         self._emit = emit
         self._counts: dict[tuple[str, str], int] = {}
         self._unreported: dict[tuple[str, str], int] = {}
-        self._reported_ms = -REPORT_EVERY_MS
+        self._next_report_ms: dict[tuple[str, str], int] = {}
 
     def count(self, socket: str, reason: str) -> None:
         """Count one dropped frame of `socket`."""
@@ -29,12 +29,14 @@ class Rejects:
 
     def report(self, now_ms: int) -> None:
         """Write a line for each reason that has news, at most once a second."""
-        if not self._unreported or now_ms - self._reported_ms < REPORT_EVERY_MS:
+        if not self._unreported:
             return
-        self._reported_ms = now_ms
-        unreported, self._unreported = self._unreported, {}
-        for (socket, reason), count in unreported.items():
-            self._emit("peer.garbage", socket=socket, reason=reason, count=count)
+        for key, count in [*self._unreported.items()]:
+            if now_ms >= self._next_report_ms.get(key, now_ms):
+                self._next_report_ms[key] = now_ms + REPORT_EVERY_MS
+                del self._unreported[key]
+                socket, reason = key
+                self._emit("peer.garbage", socket=socket, reason=reason, count=count)
 
     def counters(self) -> dict[str, int]:
         """Return the counts since the start, as `<socket>.dropped.<reason>`."""

@@ -45,6 +45,7 @@ class StatusPeers(Protocol):
     """What is asked of the peer sockets."""
 
     def connected(self, peer: MemberId) -> bool: ...
+    def counters(self) -> Mapping[str, int]: ...
 
 
 class Counted(Protocol):
@@ -163,6 +164,7 @@ def _counters(sources: StatusSources) -> dict[str, int]:
     counted = {name: n for source in sources.counters for name, n in source.counters().items()}
     return {
         **counted,
+        **{f"peer.{name}": n for name, n in sources.peers.counters().items()},
         "telemetry.dropped_lines": sources.dropped_lines(),
         "storage.syncs": stats.syncs,
         "storage.last_sync_us": stats.last_sync_us,
