@@ -196,8 +196,8 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
     """Take the hint that the leader's process is gone (docs/ARCHITECTURE.md, "Peer down").
 
     This node's stickiness for that (leader, term) ends; pre-votes start after rank × 5 ms + U(0,
-    5), so that the survivors do not stand all at once, and are repeated while the hint stands.
-    Leader and term stay what they are.
+    5) and are repeated while the hint stands. No two survivors ask in the same millisecond: they
+    would grant each other the pre-vote and split the vote. Leader and term stay what they are.
     """
     settings = st.settings
     wanted = settings.disconnect_hint and settings.pre_vote
@@ -207,7 +207,7 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
     if st.me not in others:
         return
     rank = (others.index(st.me) + st.term) % len(others)
-    delay_ms = rank * HINT_RANK_MS + st.draw_ms(0, HINT_RANK_MS)
+    delay_ms = rank * HINT_RANK_MS + st.draw_ms(0, HINT_RANK_MS - 1)
     st.hint = Hint(peer, st.term, incarnation, st.now_ms + delay_ms)
     st.notices.append(HintTaken(peer, st.term, delay_ms))
 
