@@ -200,8 +200,8 @@ EVENTS: dict[str, EventSpec] = {
         "warning",
         "peer incarnation seen",
         "{peer} speaks as incarnation {incarnation}, but {seen} was heard before; it was told so",
-        "Late frames from before a restart, or a data directory that was put back to an older state:"
-        " in that case the peer exits with code 65 when it is told.",
+        "Late frames from before a restart, or a data directory that was put back to an older"
+        " state: in that case the peer exits with code 65 when it is told.",
     ),
     "peer.garbage": _log(
         "warning",

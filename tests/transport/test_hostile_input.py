@@ -184,7 +184,7 @@ def test_a_router_that_never_hears_on_a_peers_endpoint_is_outlived(net: Net) -> 
     first = net.node(1)
     net.run(lambda: first.sockets.connected(2))
     first.vote(2, 1)
-    took_ms = net.run(lambda: first.made_anew() == ["unheard"])
+    took_ms = net.run(lambda: "unheard" in first.made_anew())
     assert took_ms >= 900
     squatter.close()
     second = net.node(2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import zmq
 
 from zraft.transport.probe import Probe
 from zraft.wire import MAX_FRAME_BYTES
@@ -48,9 +49,11 @@ def test_a_stopped_process_is_not_dead(net: Net) -> None:
     child.send_signal(signal.SIGSTOP)
     assert os.waitid(os.P_PID, child.pid, os.WSTOPPED) is not None
     first.vote(2, 1)
-    net.run(lambda: first.made_anew() == ["unheard"])
-    probe = Probe(net.endpoints[2], deadline_ms=0)
-    assert (probe.outcome, probe.refused) == (0, False)
+    net.run(lambda: "unheard" in first.made_anew())
+    probe = Probe(net.endpoints[2], deadline_ms=1000)
+    assert state(probe) == (None, False)
+    probe.on_timer(1000)
+    assert state(probe) == ("silent", False)
     assert first.downs == []
 
 
@@ -59,7 +62,7 @@ def test_a_living_peer_that_cuts_the_connection_is_not_dead(net: Net) -> None:
     first, second = net.pair()
     first.sockets._lanes[2].socket.send(bytes(MAX_FRAME_BYTES + 1))
     net.run(lambda: bool(first.told("peer.probed")))
-    assert first.told("peer.probed") == [{"peer": "2", "outcome": "accepted"}]
+    assert first.told("peer.probed") == [{"peer": "2", "outcome": "greeted"}]
     net.run(lambda: first.sockets.connected(2))
     first.vote(2, 1)
     net.run(lambda: second.numbers(1) == [1])
@@ -99,24 +102,65 @@ def test_a_full_backlog_proves_nothing(net: Net) -> None:
         outcomes.append(plain.connect_ex(net.endpoints[2].removeprefix("ipc://")))
     assert outcomes[-1] == errno.EAGAIN
     probe = Probe(net.endpoints[2], deadline_ms=0)
-    assert (probe.meaning, probe.refused, probe.fileno()) == ("EAGAIN", False, -1)
+    assert state(probe) == ("EAGAIN", False)
+    assert probe.pollable() is None
     for plain in waiting:
         plain.close()
+
+
+def test_a_dying_process_is_found_dead_although_it_accepted(net: Net) -> None:
+    """The listener takes the probe and closes: hung up on without a word, it asks once more."""
+    listener = net.listener(2)
+    probe = Probe(net.endpoints[2], deadline_ms=1000)
+    assert state(probe) == (None, False)
+    listener.close()
+    wait_for(probe)
+    probe.on_ready()
+    assert state(probe) == ("refused", True)
+    assert probe.pollable() is None
+
+
+def test_a_listener_that_only_hangs_up_is_not_dead(net: Net) -> None:
+    """A program that accepts and closes, again and again, lives: the probe ends after a few."""
+    listener = net.listener(2)
+    probe = Probe(net.endpoints[2], deadline_ms=1000)
+    hung_up = 0
+    while probe.outcome is None:
+        listener.accept()[0].close()
+        hung_up += 1
+        wait_for(probe)
+        probe.on_ready()
+    assert state(probe) == ("hung_up", False)
+    assert hung_up == 5
+
+
+def state(probe: Probe) -> tuple[str | None, bool]:
+    """Return the outcome, and whether it proves that the process is gone."""
+    return probe.outcome, probe.refused
+
+
+def wait_for(probe: Probe) -> None:
+    """Wait until the descriptor of a probe is ready."""
+    waiting = probe.pollable()
+    assert waiting is not None
+    poller = zmq.Poller()
+    poller.register(*waiting)
+    assert poller.poll(10_000)
 
 
 def test_a_probe_that_nobody_decides_ends_at_its_time() -> None:
     """A tcp connect under way is a descriptor to poll, and proves nothing at its deadline."""
     probe = Probe("tcp://192.0.2.1:9", deadline_ms=1000)
     if probe.outcome is None:
-        assert probe.fileno() >= 0
+        assert probe.pollable() is not None
         probe.on_timer(999)
         assert probe.outcome is None
         probe.on_timer(1000)
     assert not probe.refused
-    assert probe.fileno() == -1
+    assert probe.pollable() is None
 
 
 def test_a_host_name_is_not_probed() -> None:
     """Asking a name server would block the loop: the outcome proves nothing."""
     probe = Probe("tcp://node2.example:21000", deadline_ms=1000)
-    assert (probe.refused, probe.fileno()) == (False, -1)
+    assert (probe.refused, probe.pollable()) == (False, None)

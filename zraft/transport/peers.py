@@ -380,8 +380,8 @@ class PeerSockets:
         """Return what to wait for, with the events to wait for."""
         found: list[tuple[zmq.Socket[bytes] | int, int]] = [(self.inbox, zmq.POLLIN)]
         found += [(lane.monitor, zmq.POLLIN) for lane in self._lanes.values()]
-        found += [(probe.fileno(), zmq.POLLOUT) for probe in self._probes.values()]
-        return found
+        waiting = (probe.pollable() for probe in self._probes.values())
+        return found + [pollable for pollable in waiting if pollable is not None]
 
     def on_ready(self, pollable: object) -> bool:
         """Handle a pollable that is ready; False when it is none of the monitors and probes."""
@@ -390,8 +390,9 @@ class PeerSockets:
                 self._on_monitor(lane, self._now_ms())
                 return True
         for peer, probe in self._probes.items():
-            if probe.fileno() == pollable:
-                probe.on_writable()
+            waiting = probe.pollable()
+            if waiting is not None and waiting[0] == pollable:
+                probe.on_ready()
                 self._on_probe(peer, probe)
                 return True
         return False
@@ -407,20 +408,19 @@ class PeerSockets:
             if not connected and lane.peer not in self._probes:
                 probe = Probe(lane.endpoint, now_ms + PROBE_MS)
                 self._probes[lane.peer] = probe
-                self.pollables_version += 1
                 self._on_probe(lane.peer, probe)
 
     def _on_probe(self, peer: MemberId, probe: Probe) -> None:
+        self.pollables_version += 1  # another descriptor, other events, or none any more
         if probe.outcome is None:
             return
         del self._probes[peer]
-        self.pollables_version += 1
         if probe.refused:
             down = PeerDown(peer, self._filter.incarnation(peer))
             self._downs.append(down)
             self._emit("peer.down", peer=self._label(peer), incarnation=down.incarnation)
         elif self._flaps[peer].take(self._now_ms()):
-            self._emit("peer.probed", peer=self._label(peer), outcome=probe.meaning)
+            self._emit("peer.probed", peer=self._label(peer), outcome=probe.outcome)
 
     def next_deadline_ms(self) -> int | None:
         """Return when `on_timer` has something to do; None when only an event can change that."""
@@ -448,7 +448,8 @@ class PeerSockets:
                 self._tell_heard(lane, now_ms)
         for peer, probe in list(self._probes.items()):
             probe.on_timer(now_ms)
-            self._on_probe(peer, probe)
+            if probe.outcome is not None:
+                self._on_probe(peer, probe)
         if self._garbage and now_ms >= self._garbage_report_ms:
             self._garbage_report_ms = now_ms + REPORT_MS
             garbage, self._garbage = self._garbage, {}
