@@ -170,6 +170,7 @@ def _how_it_ended(last: LastExit | None, wall_ms: int) -> str:
     ago = f" {format_ms(max(0, wall_ms - last.wall_ms))} ago" if last.wall_ms else ""
     reason = last.reason or ("stopped" if last.expected else "crashed")
     if last.signal:
+        reason = "killed" if last.expected else reason
         return f"{reason} ({last.signal}){ago}"
     if last.code:
         return f"{reason} (exit code {last.code}){ago}"
