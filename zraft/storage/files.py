@@ -1,6 +1,6 @@
 """The few calls of the operating system that durable code makes, behind one small protocol.
 
-`OsFiles` is the real thing: its methods *are* the functions of `os`, so it costs nothing. A
+`OsFiles` is the real thing: on the way of a sync, its methods *are* the functions of `os`. A
 simulated disk (`zraft.testing.disk`) has the same methods, loses what was not synced, and stops at
 any step.
 
@@ -67,14 +67,22 @@ class Files(Protocol):
         ...
 
 
+def _open(path: Path, flags: int, mode: int = PRIVATE_FILE) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, mode)
+
+
 def _read(path: Path) -> bytes:
     return path.read_bytes()
+
+
+def _mkdir(path: Path, mode: int = PRIVATE_DIRECTORY) -> None:
+    path.mkdir(mode)
 
 
 class OsFiles:
     """The real file system."""
 
-    open = staticmethod(os.open)
+    open = staticmethod(_open)
     close = staticmethod(os.close)
     read = staticmethod(_read)
     pwrite = staticmethod(os.pwrite)
@@ -82,7 +90,7 @@ class OsFiles:
     fsync = staticmethod(os.fsync)
     rename = staticmethod(os.rename)
     unlink = staticmethod(os.unlink)
-    mkdir = staticmethod(os.mkdir)
+    mkdir = staticmethod(_mkdir)
     rmdir = staticmethod(os.rmdir)
     listdir = staticmethod(os.listdir)
 
