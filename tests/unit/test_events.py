@@ -15,7 +15,7 @@ from zraft.events import CONTEXT_FIELDS, EVENTS, RESERVED_FIELDS, render_events_
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(p for top in ("zraft", "supervisor") for p in (ROOT / top).rglob("*.py"))
-EMITTERS = {"emit", "trace", "_emit", "_trace"}
+EMITTERS = {"emit", "trace", "_emit", "_trace", "_report"}
 OWN_FILES = {ROOT / "zraft" / "telemetry.py", ROOT / "zraft" / "events.py"}
 
 WRITTEN_ELSEWHERE = {

@@ -371,7 +371,9 @@ class Server:
         self.storage.sync()
         elapsed_ms = (self._clock_ns() - started_ns) // 1_000_000
         if elapsed_ms >= self._limits.sync_slow_ms:
-            self._report("storage.sync_slow", elapsed_ms=elapsed_ms)
+            entries = ready.entries
+            size_bytes = 0 if entries is None else sum(map(len, entries.payloads))
+            self._report("storage.sync_slow", elapsed_ms=elapsed_ms, bytes=size_bytes)
 
     def _apply(self, slice_ends_ns: int) -> None:
         """Apply what is committed until the slice of time is used up; answer what that decides."""
