@@ -298,11 +298,12 @@ def bare_nodes(size: int, settings: Settings | None = None) -> Iterator[BareNode
     """The directories of `size` nodes; nothing runs yet, and nothing does afterwards."""
     base = Path(tempfile.mkdtemp(prefix="zn"))
     nodes = BareNodes(base, size, settings or {})
+    passed = False
     try:
         yield nodes
-    except BaseException:
-        print_last_events(nodes.directory)
-        raise
+        passed = True
     finally:
+        if not passed:
+            print_last_events(nodes.directory)
         nodes.close()
         shutil.rmtree(base)

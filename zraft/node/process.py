@@ -201,19 +201,7 @@ class NodeProcess:
         self._stack.callback(clients.close, LINGER_MS)
         peers = self._make_peers(context)
         machine = KV()
-        server = Server(
-            raft=raft,
-            storage=storage,
-            peers=peers,
-            machine=machine,
-            replies=clients,
-            forwards=clients,
-            report=telemetry.emit,
-            on_notice=telemetry.notice,
-            clock_ns=clock.now_ns,
-            limits=server_limits(config),
-        )
-        telemetry.context = lambda: self._moment(server)
+        server = self._make_server(raft, storage, peers, clients, machine)
         control = Control(
             whoami=self._whoami(),
             server=server,
@@ -257,6 +245,25 @@ class NodeProcess:
         )
         control.status = lambda now_ms: node_status(sources, now_ms)
         return loop
+
+    def _make_server(
+        self, raft: Raft, storage: Wal, peers: PeerSockets, clients: ClientSockets, machine: KV
+    ) -> Server:
+        telemetry = self.telemetry
+        server = Server(
+            raft=raft,
+            storage=storage,
+            peers=peers,
+            machine=machine,
+            replies=clients,
+            forwards=clients,
+            report=telemetry.emit,
+            on_notice=telemetry.notice,
+            clock_ns=clock.now_ns,
+            limits=server_limits(self.plan.config),
+        )
+        telemetry.context = lambda: self._moment(server)
+        return server
 
     def _make_peers(self, context: zmq.Context[zmq.Socket[bytes]]) -> PeerSockets:
         cluster = self.plan.cluster

@@ -12,8 +12,6 @@ from zraft.core.model import MemberId
 from zraft.telemetry import Telemetry
 from zraft.transport.reports import Frame
 
-_EVENTS = {"sent": "rpc.sent", "received": "rpc.received"}
-
 
 class PeerTrace:
     """The `trace` hook of `PeerSockets`."""
@@ -24,21 +22,20 @@ class PeerTrace:
 
     def __call__(self, direction: str, message: Message | None, frame: Frame) -> None:
         """Write one line about one frame."""
+        telemetry, peer = self._telemetry, self._name_of(frame.peer)
         if direction == "dropped":
-            self._telemetry.trace(
-                "rpc.dropped",
-                kind=frame.kind,
-                peer=self._name_of(frame.peer),
-                reason=frame.reason,
-            )
+            telemetry.trace("rpc.dropped", kind=frame.kind, peer=peer, reason=frame.reason)
             return
-        self._telemetry.trace(
-            _EVENTS[direction],
-            kind=frame.kind,
-            peer=self._name_of(frame.peer),
-            message_term=frame.term,
-            epoch=frame.epoch,
-            frame_seq=frame.seq,
-            bytes=frame.size_bytes,
-            heartbeat=isinstance(message, AppendEntries) and not message.entries.terms,
-        )
+        facts: dict[str, object] = {
+            "kind": frame.kind,
+            "peer": peer,
+            "message_term": frame.term,
+            "epoch": frame.epoch,
+            "frame_seq": frame.seq,
+            "bytes": frame.size_bytes,
+            "heartbeat": isinstance(message, AppendEntries) and not message.entries.terms,
+        }
+        if direction == "sent":
+            telemetry.trace("rpc.sent", **facts)
+        else:
+            telemetry.trace("rpc.received", **facts)
