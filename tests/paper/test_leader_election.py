@@ -68,11 +68,11 @@ def test_a_vote_that_arrives_twice_counts_once() -> None:
     """§5.2 counts servers, not answers (pitfalls 8)."""
     solo = Solo(5)
     solo.become_candidate()
-    for _ in range(4):
-        solo.answer_vote(2)
-    assert solo.raft.role is Role.CANDIDATE
-    solo.answer_vote(3)
-    assert solo.raft.role is Role.LEADER
+    roles = []
+    for peer in (2, 2, 2, 2, 3):
+        solo.answer_vote(peer)
+        roles.append(solo.raft.role)
+    assert roles == [Role.CANDIDATE] * 4 + [Role.LEADER]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ What is durable is what an advanced Ready had to persist; a crash forgets everyt
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -194,7 +194,7 @@ class CoreCluster:
         """Propose commands in one batch; return the first one's id, None when not the leader."""
         commands = [Command(body.encode()) for body in bodies]
         entry_id = self.raft(member_id).propose(commands, now_ms=self.now_ms)
-        self._check()
+        self._check(member_id)
         return entry_id
 
     def read(self, member_id: MemberId) -> int | None:
@@ -204,27 +204,27 @@ class CoreCluster:
     def campaign(self, member_id: MemberId) -> bool:
         """Let a member stand for election at once, without a pre-vote."""
         started = self.raft(member_id).campaign(now_ms=self.now_ms)
-        self._check()
+        self._check(member_id)
         return started
 
     def peer_down(self, member_id: MemberId, peer: MemberId) -> None:
         """Tell a member that the process of `peer` is gone, rightly or wrongly."""
         incarnation = self.members[peer].incarnation
         self.raft(member_id).on_peer_down(peer, incarnation, now_ms=self.now_ms)
-        self._check()
+        self._check(member_id)
 
     def receive(self, message: Message) -> None:
         """Let a message arrive that need not have been in flight."""
         if self.members[message.dst].raft is not None:
             self.raft(message.dst).step(message, now_ms=self.now_ms)
-            self._check()
+            self._check(message.dst)
 
     # Time
 
     def fire(self, member_id: MemberId, *, inbox_empty: bool = True) -> None:
         """Run a member's timer at the present time."""
         self.raft(member_id).on_timer(now_ms=self.now_ms, inbox_empty=inbox_empty)
-        self._check()
+        self._check(member_id)
 
     def time_out(self, member_id: MemberId) -> None:
         """Move the clock to a member's next election deadline and run its timer, nobody else's."""
@@ -268,7 +268,7 @@ class CoreCluster:
         raft.advance(ready)
         if member.applies:
             raft.on_applied(len(member.applied))
-        self._check()
+        self._check(member_id)
         return ready
 
     def flush(self, member_id: MemberId) -> list[Ready]:
@@ -358,6 +358,7 @@ class CoreCluster:
         self.stabilise()
         assert self.raft(member_id).role is Role.LEADER, f"{member_id} was not elected"
 
-    def _check(self) -> None:
-        rafts: Mapping[MemberId, Raft] = {i: self.raft(i) for i in self.up()}
-        self.safety.check(rafts, {i: m.disk.terms for i, m in self.members.items()})
+    def _check(self, member_id: MemberId) -> None:
+        raft = self.members[member_id].raft
+        if raft is not None:
+            self.safety.check(member_id, raft, {i: m.disk.terms for i, m in self.members.items()})

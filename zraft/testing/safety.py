@@ -26,11 +26,13 @@ class Safety:
     applied: list[bytes] = field(default_factory=list)
     applied_index: dict[MemberId, int] = field(default_factory=dict)
     _leader_logs: dict[MemberId, tuple[int, list[int]]] = field(default_factory=dict)
+    _logs: dict[MemberId, Entries] = field(default_factory=dict)
 
     def forget(self, member_id: MemberId) -> None:
         """Learn that a member crashed: its state machine starts again from the first entry."""
         self.applied_index.pop(member_id, None)
         self._leader_logs.pop(member_id, None)
+        self._logs.pop(member_id, None)
 
     def on_committed(self, member_id: MemberId, entries: Entries) -> None:
         """Take what a member applies: in order, without gaps, the same on all members."""
@@ -43,19 +45,18 @@ class Safety:
             index += 1
         self.applied_index[member_id] = index
 
-    def check(self, rafts: Mapping[MemberId, Raft], disks: Mapping[MemberId, list[int]]) -> None:
-        """Check everything that can be seen between two steps."""
-        logs = {member_id: all_entries(raft.state.log) for member_id, raft in rafts.items()}
-        for member_id, raft in rafts.items():
-            if raft.role is Role.LEADER:
-                self._check_leader(member_id, raft, logs[member_id].terms)
-            else:
-                self._leader_logs.pop(member_id, None)
-            self._note_commits(raft, logs[member_id].terms, disks)
-        members = list(logs)
-        for position, a in enumerate(members):
-            for b in members[position + 1 :]:
-                check_log_matching(logs[a], logs[b])
+    def check(self, member_id: MemberId, raft: Raft, disks: Mapping[MemberId, list[int]]) -> None:
+        """Check everything that can be seen after a step of one member."""
+        mine = all_entries(raft.state.log)
+        if raft.role is Role.LEADER:
+            self._check_leader(member_id, raft, mine.terms)
+        else:
+            self._leader_logs.pop(member_id, None)
+        self._note_commits(raft, mine.terms, disks)
+        self._logs[member_id] = mine
+        for other, entries in self._logs.items():
+            if other != member_id:
+                check_log_matching(mine, entries)
 
     def _check_leader(self, member_id: MemberId, raft: Raft, terms: list[int]) -> None:
         first = self.leader_of_term.setdefault(raft.term, member_id)
@@ -65,17 +66,15 @@ class Safety:
             kept = terms[: len(before[1])]
             assert kept == before[1], f"Leader Append-Only: leader of term {raft.term}"
         self._leader_logs[member_id] = (raft.term, terms)
-        for index, (term, committed_in) in enumerate(self.committed, 1):
-            if committed_in < raft.term:
-                held = terms[index - 1] if index <= len(terms) else None
-                assert held == term, f"Leader Completeness: index {index}, term {raft.term}"
+        must_hold = [term for term, committed_in in self.committed if committed_in < raft.term]
+        assert terms[: len(must_hold)] == must_hold, f"Leader Completeness: term {raft.term}"
 
     def _note_commits(
         self, raft: Raft, terms: list[int], disks: Mapping[MemberId, list[int]]
     ) -> None:
         known = len(self.committed)
-        for index in range(1, min(raft.commit_index, known) + 1):
-            assert terms[index - 1] == self.committed[index - 1][0], f"two commits at {index}"
+        for term, (expected, _) in zip(terms[: raft.commit_index], self.committed, strict=False):
+            assert term == expected, f"two entries committed at one index: {terms}"
         for index in range(known + 1, raft.commit_index + 1):
             term = terms[index - 1]
             holders = [m for m, d in disks.items() if index <= len(d) and d[index - 1] == term]
