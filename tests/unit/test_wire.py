@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -327,3 +328,33 @@ def test_nested_heads_that_promise_much_cost_no_memory() -> None:
     """An array has no more items than its frame has bytes: a lie is refused before it is made."""
     with pytest.raises(DecodeError):
         wire.decode_header(b"\xdd\x00\x00\xff\xff" * 500 + b"\xc0")
+
+
+PAGE_CLUSTER = bytes.fromhex("0011223344556677")
+PAGE_EXAMPLES = {
+    "pre-vote": encode(
+        RequestVote(1, 2, 7, True, 8, 9, 7),
+        cluster=PAGE_CLUSTER,
+        incarnation=3,
+        epoch=1,
+        seq=(3 << 32) + 5,
+        heard=(2 << 32) + 9,
+    ),
+    "entry": CODEC.encode(Command(b"x"), term=7, log_time_ms=1500),
+    "request": wire.encode_requests(PAGE_CLUSTER, [Request(1, 0, 0, 0, 5000, 0, 0, b"x")]),
+    "reply": wire.encode_replies(PAGE_CLUSTER, [Reply(1, 0, 2, 7, 11, 0, b"ok")]),
+}
+
+
+@pytest.mark.parametrize("name", PAGE_EXAMPLES)
+def test_the_examples_of_the_protocol_page_are_what_is_sent(name: str) -> None:
+    """The bytes in docs/PROTOCOL.md are version 1: a change of them is a change of the protocol."""
+    page = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
+    assert PAGE_EXAMPLES[name].hex(" ") in " ".join(page.split())
+
+
+def test_the_protocol_page_names_every_kind_and_its_number() -> None:
+    """A kind that is added to the codec is added to the page."""
+    page = (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text(encoding="utf-8")
+    for number, name in wire.KIND_NAMES.items():
+        assert f"| {number} | {name} |" in page
