@@ -280,3 +280,15 @@ def test_a_hinted_node_whose_log_is_behind_does_not_win() -> None:
     assert cluster.raft(3).role is not Role.LEADER
     cluster.run(1_000)
     assert cluster.leaders() == [2]
+
+
+def test_saying_yes_to_anothers_pre_vote_puts_the_own_one_off() -> None:
+    """Who was just told that it would win is given 20 ms ± 25 % to win, or the vote splits."""
+    waits = set()
+    for seed in range(60):
+        solo = follower(seed=seed)
+        take_hint(solo)
+        solo.step(RequestVote(3, 1, 1, True, 2, 1, 1))
+        waits.add(hint_delay_ms(solo))
+    assert min(waits) >= 15
+    assert max(waits) <= 25
