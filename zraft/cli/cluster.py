@@ -149,7 +149,8 @@ def up(
         timeout_ms=run.timeout_ms(UP_TIMEOUT_MS),
     )
     try:
-        result = Cluster.up(spec, run.environ, lambda event: _up_progress(run.out, event))
+        with run.out.working("starting"):
+            result = Cluster.up(spec, run.environ, lambda event: _up_progress(run.out, event))
     except KeyboardInterrupt:
         run.out.message(
             f"\ninterrupted; started nodes go on. Again: zraft cluster up{run.suffix}"
@@ -372,7 +373,8 @@ def wait(
             )
     cluster = Cluster.open(run.cluster, run.environ)
     check_conditions(wanted, len(cluster.file.names))
-    result = cluster.wait_for(wanted, timeout_ms=run.timeout_ms(UP_TIMEOUT_MS))
+    with run.out.working(f"waiting for {', '.join(wanted)}"):
+        result = cluster.wait_for(wanted, timeout_ms=run.timeout_ms(UP_TIMEOUT_MS))
     document = {
         "schema": "zraft.cluster.wait/1",
         "ok": True,
@@ -404,10 +406,11 @@ def restart(
     assert at_once
     cluster = Cluster.open(run.cluster, run.environ)
     timeout_ms = run.timeout_ms(UP_TIMEOUT_MS)
-    run.out.progress("restarting")
-    results = cluster.restart(rolling=False, timeout_ms=timeout_ms)
-    raise_failures(results)
-    found = cluster.wait_for(["leader"], timeout_ms=timeout_ms)
+    with run.out.working("restarting"):
+        results = cluster.restart(rolling=False, timeout_ms=timeout_ms)
+        raise_failures(results)
+        run.out.progress("waiting for a leader")
+        found = cluster.wait_for(["leader"], timeout_ms=timeout_ms)
     names = [result.name for result in results]
     document = {
         "schema": "zraft.cluster.restart/1",
@@ -439,8 +442,8 @@ def down(
     cluster = Cluster.open(run.cluster, run.environ)
     if purge and not yes:
         confirm_purge(run, cluster)
-    run.out.progress("stopping")
-    result = cluster.down(now=now, purge=purge, timeout_ms=run.timeout_ms(UP_TIMEOUT_MS))
+    with run.out.working("stopping"):
+        result = cluster.down(now=now, purge=purge, timeout_ms=run.timeout_ms(UP_TIMEOUT_MS))
     document = {
         "schema": "zraft.cluster.down/1",
         "ok": not result.foreign,

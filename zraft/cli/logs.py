@@ -76,7 +76,8 @@ class Heartbeats:
     """Tells heartbeats, and the answers to heartbeats, from messages that carry something.
 
     An answer does not say what it answers: it is taken for one to the last AppendEntries that its
-    sender had from that leader. Lines must come in merged order.
+    sender had from that leader. A dropped one does not say what it carried: nearly all are
+    heartbeats to a node that is down or cut off. Lines must come in merged order.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,8 @@ class Heartbeats:
         kind, peer = fields.get("kind"), str(fields.get("peer"))
         if kind == "AppendEntries" and fields.get("event") == "rpc.received":
             self._last[line.node, peer] = beat
+        if fields.get("event") == "rpc.dropped":
+            return kind in {"AppendEntries", "AppendEntriesResponse"}
         if kind != "AppendEntriesResponse":
             return beat
         if (link := sent_link(line)) is not None:

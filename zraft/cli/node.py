@@ -112,7 +112,9 @@ def raise_failures(results: Sequence[ActionResult]) -> None:
     assert failure is not None
     others = [result.name for result in failed[1:]]
     why = failure.why + (f"; the same or worse for {', '.join(others)}" if others else "")
-    error = ZraftError(f"{failed[0].name}: {failure.message}", why=why, try_=tuple(failure.try_))
+    name = failed[0].name
+    what = failure.message if failure.message.startswith(name) else f"{name}: {failure.message}"
+    error = ZraftError(what, why=why, try_=tuple(failure.try_))
     error.code = failure.code  # type: ignore[misc]  # the node's own code, passed on
     error.exit_code = failure.exit_code  # type: ignore[misc]  # likewise
     raise error
@@ -223,7 +225,8 @@ def _break(
             accepted = probe.first_accepted(run.timeout_ms(FAILOVER_TIMEOUT_MS))
         started_ns = min((r.mono_ns for r in results if r.mono_ns is not None), default=None)
         if started_ns is not None and accepted is not None:
-            document = measured(started_ns, accepted, goal, goal.cluster.statuses())
+            document = measured(started_ns, accepted, goal.cluster.statuses())
+            document["unavailable_at_most"] = action == "stop"  # asked only once it had ended
     else:
         results = _do(goal, action, for_ms, signal, timeout_ms)
         accepted = None
@@ -258,7 +261,6 @@ def _do(
 def measured(
     started_ns: int,
     accepted: Accepted,
-    goal: Aim,
     after: Mapping[str, NodeStatus | None],
 ) -> dict[str, Any]:
     """Return the times of a failover in ms, from the signal on; null for what did not happen."""
@@ -355,7 +357,8 @@ def action_lines(
 def failover_text(document: Mapping[str, Any]) -> str:
     """Return what the failover cost."""
     new = document["new"]
-    unavailable = f"writes unavailable {document['unavailable_ms']}ms"
+    bound = "at most " if document["unavailable_at_most"] else ""
+    unavailable = f"writes unavailable {bound}{document['unavailable_ms']}ms"
     if document["failover_ms"] is None:
         return f"→ {new['leader'] or 'nobody'} leads term {new['term']} as before ({unavailable})"
     return (
@@ -389,16 +392,16 @@ def resume(run: Run, targets: Targets, seed: Seed = None) -> int:
 def _repair(run: Run, action: Action, goal: Aim) -> int:
     from zraft.cli.catchup import caught_up_lines, wait_caught_up
 
-    run.out.progress(f"{action} {' '.join(goal.names)}")
     begun_ms = clock.monotonic_ms()
-    results = _do(goal, action, None, None, run.timeout_ms(ACTION_TIMEOUT_MS))
+    caught = []
+    with run.out.working(f"{action} {' '.join(goal.names)}"):
+        results = _do(goal, action, None, None, run.timeout_ms(ACTION_TIMEOUT_MS))
+        changed = [result for result in results if result.changed and result.failure is None]
+        if action != "resume":
+            run.out.progress("catching up")
+            caught = wait_caught_up(goal.cluster, changed, CAUGHT_UP_TIMEOUT_MS)
     document = action_document(action, goal, results, None)
-    changed = [result for result in results if result.changed and result.failure is None]
-    if action == "resume":
-        caught = []
-    else:
-        caught = wait_caught_up(goal.cluster, changed, CAUGHT_UP_TIMEOUT_MS)
-        document["caught_up"] = [one._asdict() for one in caught]
+    document["caught_up"] = [one._asdict() for one in caught]
     document["elapsed_ms"] = clock.monotonic_ms() - begun_ms
 
     def human() -> None:

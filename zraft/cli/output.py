@@ -8,7 +8,10 @@ decide, in this order. It never decides what is said, and never ends the program
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
 import msgspec.json
@@ -23,6 +26,8 @@ Cell = str | tuple[str, str]
 """A text, or a text and a style."""
 
 PROGRESS_AFTER_S = 1.0
+PROGRESS_EVERY_S = 0.5
+MAX_WIDTH = 1000
 
 _SGR = {
     "bold": "1",
@@ -88,9 +93,9 @@ class Output:
         self.color = wants_color(stdout, environ, no_color=no_color)
         self.color_err = wants_color(stderr, environ, no_color=no_color)
         self.interactive = stderr.isatty() and environ.get("TERM") != "dumb"
-        self.width = int(environ["COLUMNS"]) if environ.get("COLUMNS", "").isdigit() else None
+        self._progress = ""
         self._progress_shown = False
-        self._started_ms = clock.monotonic_ms()
+        self._started_ms = 0
 
     @property
     def machine(self) -> bool:
@@ -135,20 +140,42 @@ class Output:
         if self.interactive and not self.machine:
             self.message(self.paint_err(text, "dim"))
 
-    def progress(self, text: str) -> None:
-        """Say what is being waited for, once a second has passed: a terminal's last line."""
-        waited_s = (clock.monotonic_ms() - self._started_ms) / 1000
-        if not self.interactive or self.quiet or self.machine or waited_s < PROGRESS_AFTER_S:
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """While something takes long, say what, after a second, on a terminal's last line.
+
+        A timer's signal does it, so that whoever waits need not know; `progress` changes the text.
+        """
+        if not self.interactive or self.quiet or self.machine:
+            yield
             return
-        self.stderr.write(f"\r\x1b[K{text} … {waited_s:.0f}s")
-        self.stderr.flush()
-        self._progress_shown = True
+        self._progress = text
+        self._started_ms = clock.monotonic_ms()
+        before = signal.signal(signal.SIGALRM, self._tick)
+        signal.setitimer(signal.ITIMER_REAL, PROGRESS_AFTER_S, PROGRESS_EVERY_S)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            self.clear_progress()
+
+    def progress(self, text: str) -> None:
+        """Say what is being waited for now, once it is time to say anything."""
+        self._progress = text
 
     def clear_progress(self) -> None:
-        """Take the line of `progress` away again."""
+        """Take the line of `working` away; it comes again if the waiting goes on."""
         if self._progress_shown:
             self.stderr.write("\r\x1b[K")
+            self.stderr.flush()
             self._progress_shown = False
+
+    def _tick(self, _signal: int, _frame: object) -> None:
+        waited_s = (clock.monotonic_ms() - self._started_ms) / 1000
+        line = f"\r\x1b[K{self._progress} … {waited_s:.0f}s"
+        os.write(self.stderr.fileno(), line.encode())  # the stream may be in use right now
+        self._progress_shown = True
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Write a table: drawn by rich on a terminal with colour, aligned by spaces elsewhere."""
@@ -171,7 +198,7 @@ class Output:
 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for name in columns:
-            table.add_column(name, no_wrap=name != columns[-1], overflow="fold")
+            table.add_column(name, no_wrap=True)
         for row in rows:
             table.add_row(
                 *(Text(cell) if isinstance(cell, str) else Text(cell[0], cell[1]) for cell in row)
@@ -181,7 +208,7 @@ class Output:
             force_terminal=True,
             color_system="standard",
             highlight=False,
-            width=self.width,
+            width=MAX_WIDTH,  # a wide table wraps in a narrow terminal; nothing is cut off
         )
         console.print(table)
 
