@@ -294,7 +294,8 @@ class Wal:
         assert self._open is not None, "load first"
         assert budget_bytes > 0
         budget_bytes = min(budget_bytes, SLICE_BYTES)
-        target = self._tail_offset + AHEAD_BYTES
+        # In whole slices: a sync for the few bytes of each turn would double the cost of a write.
+        target = (self._tail_offset + AHEAD_BYTES) // SLICE_BYTES * SLICE_BYTES
         own_target = min(target, self._segment_bytes)
         next_target = min(target - self._segment_bytes, self._segment_bytes)
         if self._filled_bytes < own_target:
