@@ -18,6 +18,18 @@ SEGMENT_BYTES = 4096
 PAYLOAD = bytes(range(256)) * 3
 
 
+class _Lowest:
+    """Draws 0 for ever."""
+
+    def random(self) -> float:
+        """Return the lowest number."""
+        return 0.0
+
+
+LOSE_ALL = _Lowest()
+"""A power cut with these draws keeps nothing that was not synced."""
+
+
 def new_disk() -> SimulatedDisk:
     """Return a disk with a new, empty log."""
     disk = SimulatedDisk()

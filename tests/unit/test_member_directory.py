@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.wal_logs import LOSE_ALL
 from zraft.core.model import Configuration, Entries, HardState
 from zraft.errors import CorruptLogError, ForeignDataError, LockedError, StorageError
 from zraft.storage.base import Identity
@@ -140,7 +141,7 @@ def test_interrupted_at_any_step_it_can_be_repeated() -> None:
             if finished:
                 assert open_member(parent / "n1", files=disk).name == "n1", "it was durable"
             member = make(parent, files=disk)
-            disk.cut_power(random.Random(stop_at + 1))
+            disk.cut_power(LOSE_ALL)
             assert open_member(parent / "n1", files=disk) == member
             wal = Wal(member.wal_directory, member.identity, files=disk)
             wal.load()

@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from tests.wal_logs import (
@@ -87,7 +88,7 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused_by_name() -> None:
     """It is not corrupt, only newer: the message says so."""
     disk = new_disk()
-    data, _ = encode_batch(BatchType.SEGMENT, 1, pack_records([2]), chain=0, seed=0)  # type: ignore[list-item]  # not what this version writes
+    data, _ = encode_batch(BatchType.SEGMENT, 1, msgpack.packb([2, 7]), chain=0, seed=0)
     disk.put(segment_path(1), data)
     with pytest.raises(ForeignDataError, match="format 2"):
         recover(disk)
