@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from zraft._version import __version__
 from zraft.client.record import supervisor_dir
 from zraft.client.refusals import check_platform
 from zraft.errors import EXIT_LOCKED, EXIT_SOFTWARE, StorageError, ZraftError
@@ -50,9 +51,10 @@ def main(
     words: Sequence[str] | None = None,
     *,
     program: NodeProgram = DEFAULT_PROGRAM,
+    version: str = __version__,
     on_step: Callable[[str], None] = no_step,
 ) -> int:
-    """Run a supervisor to its end and return the exit code."""
+    """Run a supervisor to its end and return the exit code; the arguments are `Supervisor`'s."""
     arguments = parse_arguments(words)
     reset_inherited()
     ready_fd: int | None = arguments.ready_fd
@@ -71,6 +73,7 @@ def main(
             os.environ,
             foreground=arguments.foreground,
             program=program,
+            version=version,
             on_step=on_step,
         )
         _say(ready_fd, {"pid": os.getpid(), "endpoint": supervisor.endpoint})

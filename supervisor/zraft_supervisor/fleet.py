@@ -21,9 +21,10 @@ import zmq
 
 from zraft import clock
 from zraft.api import Stop
-from zraft.client.ownership import Owner, find_owner
+from zraft.client.ownership import Owner, find_owner, find_starting
 from zraft.config import Config
 from zraft.control_api import NodeRecord, NodeRow, Progress
+from zraft.errors import EXIT_LOCKED
 from zraft.paths import ClusterFile
 from zraft.telemetry import Telemetry
 from zraft_supervisor import children
@@ -122,9 +123,10 @@ class Fleet:
             start_timeout_ms=config.start_timeout_s * 1000,
             stop_timeout_ms=config.stop_timeout_s * 1000,
         )
+        owners = self._find_owners([self._directory / name for name in cluster.names])
         for name in cluster.names:
             directory = self._directory / name
-            owner = find_owner(directory, program=self._program.name)
+            owner = owners[directory]
             record = records.get(name) or _record_of(owner, restart=config.restart)
             process = Process.from_record(name, policy, self._random, record)
             node = Node(process, directory, cluster.endpoint(name, "ctl"))
@@ -133,6 +135,12 @@ class Fleet:
         if self._absent:
             self._hold_until_ms = clock.now_ms() + HOLD_MS
         return [node.name for node in self.nodes.values() if node.child is not None]
+
+    def _find_owners(self, directories: list[Path]) -> dict[Path, Owner]:
+        program = self._program.name
+        owners = {directory: find_owner(directory, program=program) for directory in directories}
+        free = [directory for directory, owner in owners.items() if owner.kind == "nobody"]
+        return {**owners, **find_starting(free, program=program)}
 
     def end_hold(self) -> None:
         """Start what is wanted and was missing when this supervisor began.
@@ -272,6 +280,10 @@ class Fleet:
         if last is None:
             return
         self._forget(node, child)
+        if last.code == EXIT_LOCKED:
+            owner = find_owner(node.directory, program=self._program.name)
+            if owner.kind != "nobody" and self._settle(node, owner):
+                return  # somebody was faster: that one counts, ours or not
         self.do(node, node.process.on_exit(last, clock.now_ms()))
         last = node.process.last_exit or last
         self._telemetry.emit(

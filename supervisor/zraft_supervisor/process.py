@@ -223,9 +223,10 @@ class Process:
 
     def on_spawned(self, pid: int, now_ms: int) -> list[Effect]:
         """A process was started; it has `start_timeout_ms` to say that it is ready."""
-        self.pid, self.incarnation = pid, None
-        self.state, self._timed_out = "starting", False
-        self._deadline_ms = now_ms + self.policy.start_timeout_ms
+        self.pid, self.incarnation, self._timed_out = pid, None, False
+        if self.state != "stopping":  # unwanted again in the same turn
+            self.state = "starting"
+            self._deadline_ms = now_ms + self.policy.start_timeout_ms
         return []
 
     def on_progress(self, now_ms: int) -> list[Effect]:

@@ -56,7 +56,7 @@ def foreign(fleet: Fleet, node: Node) -> ControlFailure:
     """Return the failure of a verb on a directory that somebody else uses."""
     return ControlFailure(
         "storage.locked",
-        f"{node.name} cannot be started: its directory is in use",
+        f"the directory of {node.name} is in use by a process that is not ours",
         why=fleet.why_failed(node),
         try_=[f"stop process {node.process.pid}, then zraft node start {node.name}"],
         exit_code=EXIT_LOCKED,
@@ -103,6 +103,12 @@ class PendingAct:
             "resume": self._resume,
         }[self._act.action]
         before = node.child
+        if node.process.state == "foreign":
+            if self._act.action in {"start", "restart"}:
+                self._fleet.do(node, node.process.start())  # as soon as the lock is free
+            return _Watch(
+                node, None, self._ended, self._result(node, failure=foreign(self._fleet, node))
+            )
         outcome = begin(node)
         if isinstance(outcome, ActionResult):
             return _Watch(node, before, self._ended, outcome)
@@ -133,8 +139,6 @@ class PendingAct:
 
     def _start(self, node: Node) -> _Outcome:
         process = node.process
-        if process.state == "foreign":
-            return self._result(node, failure=foreign(self._fleet, node))
         if process.desired == "paused" and process.state in ALIVE:
             return self._result(node, message=f"paused: zraft node resume {node.name}")
         was_running = process.state in {"running", "starting"}
@@ -144,8 +148,6 @@ class PendingAct:
         return self._started
 
     def _restart(self, node: Node) -> _Outcome:
-        if node.process.state == "foreign":
-            return self._result(node, failure=foreign(self._fleet, node))
         self._fleet.do(node, node.process.cycle(clock.now_ms()))
         return self._restarted
 
@@ -173,7 +175,10 @@ class PendingAct:
 
     def _ended(self, watch: _Watch) -> ActionResult | None:
         child = watch.before
-        if child is None or child.ended_mono_ns is None:
+        if child is None:  # it was being started in the same turn
+            gone = watch.node.process.state not in ALIVE
+            return self._result(watch.node, changed=True) if gone else None
+        if child.ended_mono_ns is None:
             return None
         last = watch.node.process.last_exit
         return self._result(

@@ -42,6 +42,7 @@ class SupervisorGone(SupervisorError):
 @contextlib.contextmanager
 def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made: list[zmq.Socket[bytes]] = []
 
     def connect(endpoint: str) -> zmq.Socket[bytes]:
         dealer = context.socket(zmq.DEALER)
@@ -49,13 +50,16 @@ def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
         dealer.set(zmq.RCVHWM, 0)
         dealer.set(zmq.HANDSHAKE_IVL, 2000)
         dealer.set(zmq.RECONNECT_IVL, 25)
+        made.append(dealer)
         dealer.connect(endpoint)
         return dealer
 
     try:
         yield connect
     finally:
-        context.destroy(linger=0)
+        for dealer in made:
+            dealer.close(0)
+        context.term()
 
 
 def refuses(endpoint: str) -> bool:

@@ -8,6 +8,8 @@ line runs our node program on this very directory. Everything else is foreign an
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -72,11 +74,34 @@ def find_owner(directory: Path, *, program: str = NODE_PROGRAM) -> Owner:
     return Owner("foreign", pid, stat.start_ticks, None, stat.stopped)
 
 
+def find_starting(directories: Iterable[Path], *, program: str = NODE_PROGRAM) -> dict[Path, Owner]:
+    """Return processes of ours that were started for a directory and do not hold its lock yet.
+
+    A supervisor that is killed right after it started a node leaves such a process: for a few
+    hundred milliseconds only the command line says whose it is.
+    """
+    wanted = {str(directory): directory for directory in directories}
+    found: dict[Path, Owner] = {}
+    for entry in os.listdir("/proc") if wanted else ():
+        if not entry.isdigit():
+            continue
+        command = procfs.read_command(int(entry))
+        directory = wanted.get(_node_directory(command, program))
+        stat = procfs.read_stat(int(entry)) if directory is not None else None
+        if directory is not None and stat is not None and not stat.ended:
+            found[directory] = Owner("ours", int(entry), stat.start_ticks, None, stat.stopped)
+    return found
+
+
 def runs_node(command: list[str], directory: Path, program: str) -> bool:
     """Return whether a command line is our node program on this directory."""
+    return _node_directory(command, program) == str(directory)
+
+
+def _node_directory(command: list[str], program: str) -> str:
     if program not in command or "--dir" not in command[:-1]:
-        return False
-    return command[command.index("--dir") + 1] == str(directory)
+        return ""
+    return command[command.index("--dir") + 1]
 
 
 def read_exit(directory: Path, pid: int) -> ExitFile | None:

@@ -372,12 +372,13 @@ class ComingUp:
 @contextlib.contextmanager
 def _stopped_if_it_fails(foreground: Foreground | None) -> Iterator[None]:
     """Leave nothing in the background of a terminal whose `up --foreground` failed."""
+    done = False
     try:
         yield
-    except BaseException:
-        if foreground is not None:
+        done = True
+    finally:
+        if foreground is not None and not done:
             foreground.stop()
-        raise
 
 
 def _elected_ms(leader: NodeStatus | None) -> int | None:
