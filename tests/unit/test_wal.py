@@ -157,6 +157,21 @@ def test_prepare_fills_at_most_one_slice_a_call() -> None:
     wal.close()
 
 
+def test_a_few_bytes_are_not_worth_a_slice() -> None:
+    """After a small write there is nothing to fill yet: it would cost each write a second sync."""
+    disk = new_disk()
+    wal, _ = open_log(disk, segment_bytes=16 << 20)
+    fill(wal)
+    start_term(wal, 1)
+    syncs: list[int] = []
+    disk.on_step = lambda step, path: syncs.append(1) if step == "sync" else None
+    for index in range(1, 513):  # a slice of 256 KiB
+        put(wal, index, b"small")
+        fill(wal)
+    assert len(syncs) <= 512 + 2
+    wal.close()
+
+
 def test_writes_into_filled_space_do_not_change_the_file() -> None:
     """The size stays, so a sync has no metadata to write."""
     disk = new_disk()
