@@ -47,7 +47,7 @@ from zraft.machine.kv_results import (
     decode_range_result,
     decode_txn_result,
 )
-from zraft.machine.kv_snapshot import CHUNK_BYTES
+from zraft.machine.kv_snapshot import CHUNK_BYTES, FrozenView
 
 
 class Store:
@@ -388,7 +388,8 @@ def test_a_snapshot_is_frozen_while_the_store_goes_on(store: Store) -> None:
     for number in range(2000):
         store.put(b"key%05d" % number, b"v" * 100)
     before = store.kv.digest()
-    view = iter(store.kv.snapshot())
+    view = store.kv.snapshot()
+    assert isinstance(view, FrozenView)
     chunks = []
     for turn, chunk in enumerate(view):
         chunks.append(chunk)
@@ -399,6 +400,7 @@ def test_a_snapshot_is_frozen_while_the_store_goes_on(store: Store) -> None:
         store.put(b"key%05d!" % (turn * 300), b"new")
         store.put(b"key%05d" % turn, b"already written")
     assert len(chunks) > 3
+    assert not view._kept, "what was written out already is kept for nothing"
     assert store.kv.digest() != before
     copy = KV()
     copy.restore(chunks)

@@ -1,6 +1,6 @@
 """A node for tests of the client: one ROUTER that answers by a plan. Run as a script.
 
-    fake_node.py ENDPOINT MEMBER LEADER PLAN
+    client_fake_node.py ENDPOINT MEMBER LEADER PLAN
 
 MEMBER and LEADER are member ids in decimal. PLAN is what it does with the requests of each frame,
 one word per frame, the last one for ever; words are separated by commas:
