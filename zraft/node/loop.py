@@ -153,7 +153,7 @@ class LoopParts:
     """Everything that the loop runs; all of it belongs to the process that makes the loop."""
 
     poller: zmq.Poller
-    urgent: Sequence[zmq.Socket[bytes]]  # clients and operators
+    urgent: zmq.Poller  # clients and operators: what ends the gathering of answers
     server: LoopServer
     peers: LoopPeers
     clients: LoopClients
@@ -193,10 +193,8 @@ class Loop:
         self._reopen_asked = False
         self._peers_version: int | None = None
         self._watched: list[zmq.Socket[bytes] | int] = []
-        self._urgent = zmq.Poller()  # what ends the gathering of answers
-        for pollable in (parts.signals.fd, *parts.urgent):
-            self._urgent.register(pollable, zmq.POLLIN)
-        parts.poller.register(parts.signals.fd, zmq.POLLIN)
+        for poller in (parts.poller, parts.urgent):
+            poller.register(parts.signals.fd, zmq.POLLIN)
 
     def counters(self) -> dict[str, int]:
         """Return the counters for `status`."""
@@ -257,7 +255,7 @@ class Loop:
         if late_ms > self._stall_ms:
             self._on_stall(late_ms, turn_ms)
         if self._idle and self._only_inbox(ready):
-            ready.update(self._urgent.poll(GATHER_MS))
+            ready.update(parts.urgent.poll(GATHER_MS))
         return ready
 
     def _only_inbox(self, ready: Ready) -> bool:
@@ -394,9 +392,10 @@ class Loop:
         parts.telemetry.flush(now_ms)
 
     def _has_idled(self, now_ms: int) -> bool:
-        """Return whether little came in during the last whole window."""
+        """Return whether little came in during the last whole window, and since."""
         if now_ms - self._window_start_ms >= IDLE_WINDOW_MS:
             self._idle = self._inputs <= IDLE_INPUTS
             self._inputs = 0
             self._window_start_ms = now_ms
+        self._idle = self._idle and self._inputs <= IDLE_INPUTS
         return self._idle

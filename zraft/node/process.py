@@ -210,13 +210,13 @@ class NodeProcess:
             rejects=rejects,
         )
         self._stack.callback(control.close, LINGER_MS)
+        urgent = zmq.Poller()
+        urgent.register(control.bind(context, poller, self._endpoints["ctl"]), zmq.POLLIN)
+        urgent.register(clients.bind(self._endpoints["client"]), zmq.POLLIN)
         loop = Loop(
             LoopParts(
                 poller=poller,
-                urgent=(
-                    control.bind(context, poller, self._endpoints["ctl"]),
-                    clients.bind(self._endpoints["client"]),
-                ),
+                urgent=urgent,
                 server=server,
                 peers=peers,
                 clients=clients,
