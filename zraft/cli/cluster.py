@@ -153,7 +153,7 @@ def up(
             result = Cluster.up(spec, run.environ, lambda event: _up_progress(run.out, event))
     except KeyboardInterrupt:
         run.out.message(
-            f"\ninterrupted; started nodes go on. Again: zraft cluster up{run.suffix}"
+            f"\nwhat was started goes on; again: zraft cluster up{run.suffix}"
             f"   stop: zraft cluster down{run.suffix}"
         )
         raise
@@ -162,7 +162,9 @@ def up(
     if result.foreground is None:
         return EXIT_OK
     run.out.message(f"Running in the foreground as pid {result.foreground.pid}; Ctrl-C stops it")
-    return result.foreground.wait()
+    code = result.foreground.wait()
+    run.out.message(f"Stopped; start it again: zraft cluster up{run.suffix}")
+    return code
 
 
 def _settings(run: Run, file: Path | None) -> dict[str, dict[str, int | bool | str]] | None:
@@ -460,7 +462,7 @@ def down(
     def human() -> None:
         if result.was_running:
             killed = f" (killed: {' '.join(result.killed)})" if result.killed else ""
-            names = " ".join([*result.stopped, *result.killed])
+            names = " ".join([*result.stopped, *result.killed]) or "the supervisor"
             run.out.line(f"Stopped {names}{killed} in {format_ms(result.elapsed_ms)}")
         else:
             run.out.line(f'Cluster "{result.name}" was not running')

@@ -32,6 +32,7 @@ Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-
 
 NOUNS = ("cluster", "node", "kv", "logs", "fault", "config")
 VERSION = "version"
+EXIT_INTERRUPTED = 130
 LATER_NOUNS = (
     "lock",
     "elect",
@@ -72,8 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has had enough, as in `| head`
         return 0
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted\n")
-        return 130
+        return _interrupted()
     finally:
         _flush()
 
@@ -100,11 +100,16 @@ def _run(arguments: list[str]) -> int:
     except UsageError as error:
         return render_error(ControlError(str(error)), _error_output(arguments))
     except typer.Abort:
-        sys.stderr.write("\ninterrupted\n")
-        return 130
-    if code == 130:
-        sys.stderr.write("\ninterrupted\n")
+        return _interrupted()
+    if code == EXIT_INTERRUPTED:
+        return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    """Say at once that Ctrl-C was seen."""
+    sys.stderr.write("\ninterrupted\n")
+    return EXIT_INTERRUPTED
 
 
 def _program_class(group: type[Any]) -> type[Any]:
