@@ -332,3 +332,17 @@ def test_a_leader_that_steps_down_gives_its_proposals_back_undecided() -> None:
     cluster.run(301)
     assert cluster.raft(1).role is not Role.LEADER
     assert cluster.members[1].aborted_terms == [1]
+
+
+def test_a_peer_with_a_full_window_gets_no_message_for_each_commit() -> None:
+    """A hung peer costs a heartbeat's worth of messages, not one for each commit of the others."""
+    solo = leader_with_replicating_peers(settings=Settings(max_inflight_messages=2))
+    to_hung = 0
+    for n in range(50):
+        solo.propose(f"k={n}")
+        sent = solo.flush() + solo.ack(2, n + 2)
+        to_hung += len(solo.appends(sent, 3))
+    assert solo.raft.commit_index == 51
+    assert to_hung == 3  # two appends, and the news of the first commit between them
+    (beat,) = solo.appends(solo.wait(50), 3)
+    assert beat.leader_commit == 51

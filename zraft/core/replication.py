@@ -33,7 +33,13 @@ def replicate(st: RaftState) -> None:
     wants_round = bool(leadership.pending_reads)
     for progress in leadership.progress.values():
         sent = _send_entries(st, leadership, progress)
-        news = progress.state is ProgressState.REPLICATE and progress.sent_commit < st.commit_index
+        # A full window gets no news of its own: who answers gets it with the entries that wait, and
+        # who is gone would get one message a commit.
+        news = (
+            progress.state is ProgressState.REPLICATE
+            and progress.sent_commit < st.commit_index
+            and not _is_window_full(st, progress)
+        )
         unheard_round = wants_round and progress.sent_round < leadership.round
         if not sent and (beat or news or unheard_round):
             empty = Entries(progress.next_index, [], [])
@@ -42,7 +48,6 @@ def replicate(st: RaftState) -> None:
 
 def _send_entries(st: RaftState, leadership: Leadership, progress: Progress) -> bool:
     """Send entries as far as state and window allow; return whether any append was sent."""
-    settings = st.settings
     last_index = st.log.last_index
     if progress.state is ProgressState.PROBE:
         if progress.probe_sent or progress.next_index > last_index:
@@ -52,19 +57,25 @@ def _send_entries(st: RaftState, leadership: Leadership, progress: Progress) -> 
         progress.probe_sent = True
         return True
     sent = False
-    while progress.state is ProgressState.REPLICATE and progress.next_index <= last_index:
-        inflights = progress.inflights
-        if (
-            len(inflights) >= settings.max_inflight_messages
-            or inflights.bytes >= settings.max_inflight_bytes
-        ):
-            break
+    while (
+        progress.state is ProgressState.REPLICATE
+        and progress.next_index <= last_index
+        and not _is_window_full(st, progress)
+    ):
         batch = _next_batch(st, progress)
         _send_append(st, leadership, progress, batch)
         progress.next_index = batch.last_index + 1
-        inflights.add(batch.last_index, sum(map(len, batch.payloads)))
+        progress.inflights.add(batch.last_index, sum(map(len, batch.payloads)))
         sent = True
     return sent
+
+
+def _is_window_full(st: RaftState, progress: Progress) -> bool:
+    inflights, settings = progress.inflights, st.settings
+    return (
+        len(inflights) >= settings.max_inflight_messages
+        or inflights.bytes >= settings.max_inflight_bytes
+    )
 
 
 def _next_batch(st: RaftState, progress: Progress) -> Entries:
