@@ -121,35 +121,33 @@ class UpFailed(SupervisorError):
 
 
 class Foreground:
-    """A supervisor that this process started with `foreground=True`, and must wait for."""
+    """A supervisor that this process started with `foreground=True`, and must wait for.
+
+    As long as it is there, SIGINT, SIGTERM and SIGHUP are passed on to it: the first one stops the
+    nodes in order, the second one kills them. Main thread only.
+    """
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        """Take over the child."""
+        """Take over the child and the signals."""
         self.pid = popen.pid
         self._popen = popen
-
-    def wait(self) -> int:
-        """Wait until the cluster has stopped and return the supervisor's exit code.
-
-        SIGINT, SIGTERM and SIGHUP that arrive meanwhile are passed on: the first one stops the
-        nodes in order, the second one kills them. Call it from the main thread.
-        """
-        before = {
+        self._before = {
             number: signal.signal(number, self._pass_on)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
-        try:
-            return self._popen.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            reap()
+
+    def wait(self) -> int:
+        """Wait until the cluster has stopped and return the supervisor's exit code."""
+        status = self._popen.wait()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        reap()
+        return status
 
     def stop(self) -> None:
         """Stop the nodes in order and wait for the end: what `up` does when it fails."""
         self._popen.terminate()
-        self._popen.wait()
-        reap()
+        self.wait()
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -200,43 +198,44 @@ class ComingUp:
                 try_=f"zraft cluster down -C {self._spec.name}, then --foreground",
                 exit_code=EXIT_LOCKED,
             )
-        found, reply = self._ask()
-        foreground = None
-        if self._spec.foreground and found.popen is not None:
-            foreground = Foreground(found.popen)
+        reply, foreground = self._ask()
         with _stopped_if_it_fails(foreground):
             return self._finish(reply, foreground)
 
-    def _ask(self) -> tuple[Found, UpReply]:
+    def _ask(self) -> tuple[UpReply, Foreground | None]:
         """Let a supervisor start the nodes; once more with another one if it ended meanwhile."""
         wish = Wish(self._link, self._data, self._spec.ephemeral, self._spec.foreground)
         while True:
             found = ensure_supervisor(wish, self._environ)
             if found.popen is not None:
                 self._tell("supervisor", pid=found.running.pid)
-            foreground = Foreground(found.popen) if self._spec.foreground and found.popen else None
+            foreground = None
+            if self._spec.foreground and found.popen is not None:
+                foreground = Foreground(found.popen)
             try:
                 with _stopped_if_it_fails(foreground):
-                    reply = ask_supervisor(
-                        found.running,
-                        self._up,
-                        timeout_ms=self._left_ms() + 5_000,
-                        on_progress=self._on_progress,
-                    )
+                    return self._ask_once(found), foreground
             except ZraftError as error:
                 retry = isinstance(error, SupervisorGone) or error.code == STOPPING
-                if retry and self._left_ms() > 0 and not self._spec.foreground:
-                    wait_for_end(found.running.pid, self._left_ms())
-                    continue
-                self._wait_if_nothing_is_left(found)
-                raise
-            if isinstance(reply, UpReply):
-                return found, reply
-            raise SupervisorError(
-                f"the supervisor (pid {found.running.pid}) did not answer in time",
-                try_=("zraft cluster status", "zraft cluster up"),
-                exit_code=EXIT_LOCKED,
-            )
+                if not retry or self._left_ms() <= 0 or self._spec.foreground:
+                    self._wait_if_nothing_is_left(found)
+                    raise
+                wait_for_end(found.running.pid, self._left_ms())
+
+    def _ask_once(self, found: Found) -> UpReply:
+        reply = ask_supervisor(
+            found.running,
+            self._up,
+            timeout_ms=self._left_ms() + 5_000,
+            on_progress=self._on_progress,
+        )
+        if isinstance(reply, UpReply):
+            return reply
+        raise SupervisorError(
+            f"the supervisor (pid {found.running.pid}) did not answer in time",
+            try_=("zraft cluster status", "zraft cluster up"),
+            exit_code=EXIT_LOCKED,
+        )
 
     def _wait_if_nothing_is_left(self, found: Found) -> None:
         """A supervisor that refused to make a cluster ends at once: leave nothing behind."""
