@@ -96,9 +96,14 @@ class _Link:
         self.socket.connect(endpoint)
 
     def close(self) -> None:
-        """Close both sockets; what was not sent yet is dropped."""
-        self.socket.close(0)
+        """Close both sockets; what was not sent yet is dropped.
+
+        The monitor is turned off first: an event for a monitor that is gone would block ZeroMQ's
+        I/O thread for good, and every connection with it.
+        """
+        self.socket.disable_monitor()
         self.monitor.close(0)
+        self.socket.close(0)
 
 
 class Client:
