@@ -189,6 +189,7 @@ class Loop:
         self._inputs = 0
         self._window_start_ms = clock.now_ms()
         self._idle = False
+        self._to_prepare = True
         self._stall_report_ms = 0
         self._reopen_asked = False
         self._peers_version: int | None = None
@@ -379,23 +380,28 @@ class Loop:
     def _tidy_up(self) -> None:
         parts = self._parts
         now_ms = clock.now_ms()
+        window_ended = self._watch_load(now_ms)
         if not self._more:
-            parts.housekeeping.prepare(self._prealloc_bytes)
-            if self._has_idled(now_ms):
-                gap_ms = parts.server.next_deadline_ms() - now_ms
-                if gap_ms >= IDLE_GAP_MS:
-                    parts.housekeeping.maybe_collect(now_ms)
+            if window_ended or not self._idle or self._to_prepare:
+                self._to_prepare = parts.housekeeping.prepare(self._prealloc_bytes)
+            if self._idle and parts.server.next_deadline_ms() - now_ms >= IDLE_GAP_MS:
+                parts.housekeeping.maybe_collect(now_ms)
         parts.housekeeping.report(now_ms)
         if self._reopen_asked:
             self._reopen_asked = False
             parts.telemetry.reopen()
         parts.telemetry.flush(now_ms)
 
-    def _has_idled(self, now_ms: int) -> bool:
-        """Return whether little came in during the last whole window, and since."""
-        if now_ms - self._window_start_ms >= IDLE_WINDOW_MS:
-            self._idle = self._inputs <= IDLE_INPUTS
-            self._inputs = 0
-            self._window_start_ms = now_ms
-        self._idle = self._idle and self._inputs <= IDLE_INPUTS
-        return self._idle
+    def _watch_load(self, now_ms: int) -> bool:
+        """Decide whether the loop idles: little came in for a whole window, and since.
+
+        Returns whether a window ended.
+        """
+        if self._inputs > IDLE_INPUTS:
+            self._idle = False
+        if now_ms - self._window_start_ms < IDLE_WINDOW_MS:
+            return False
+        self._idle = self._inputs <= IDLE_INPUTS
+        self._inputs = 0
+        self._window_start_ms = now_ms
+        return True

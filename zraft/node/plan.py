@@ -27,6 +27,7 @@ class Plan:
     name: str
     cluster: ClusterFile
     config: Config
+    names: dict[MemberId, str]  # of every member: asked for each line of a trace
 
     @property
     def me(self) -> MemberId:
@@ -40,7 +41,7 @@ class Plan:
 
     def name_of(self, member: MemberId) -> str:
         """Return a member's name, its id in hex digits if it has none."""
-        return self.cluster.member_name(member) or f"{member:016x}"
+        return self.names.get(member) or f"{member:016x}"
 
     def endpoints(self) -> dict[str, str]:
         """Return this node's own endpoints by kind."""
@@ -79,7 +80,8 @@ def read_plan(directory: Path) -> Plan:
             try_="see configs/default.toml for every key and its rule",
         ) from error
     check_socket_directory(Path(cluster.socket_dir))
-    return Plan(directory.name, cluster, config)
+    names = {cluster.member_id(name): name for name in cluster.names}
+    return Plan(directory.name, cluster, config, names)
 
 
 def check_socket_directory(path: Path) -> None:

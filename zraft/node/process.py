@@ -274,7 +274,7 @@ class NodeProcess:
             incarnation=self.incarnation,
             bind=self._endpoints["peer"],
             endpoints={
-                cluster.member_id(name): cluster.endpoint(name, "peer") for name in cluster.names
+                member: cluster.endpoint(name, "peer") for member, name in self.plan.names.items()
             },
             links=Links(random.Random()),
             report=self.telemetry.emit,
@@ -287,10 +287,9 @@ class NodeProcess:
         return peers
 
     def _client_endpoint(self, member: MemberId) -> str | None:
-        name = self.plan.cluster.member_name(member)
-        if name is None or member == self.plan.me:
+        if member not in self.plan.names or member == self.plan.me:
             return None
-        return self.plan.cluster.endpoint(name, "client")
+        return self.plan.cluster.endpoint(self.plan.names[member], "client")
 
     def _moment(self, server: Server) -> Mapping[str, object]:
         """Return the fields that every line of telemetry carries."""
