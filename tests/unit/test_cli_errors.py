@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,45 @@ def test_field_that_is_not_there_says_what_is(capsys: pytest.CaptureFixture[str]
     code, out, err = run(capsys, "version", "--field", "pyton")
     assert (code, out) == (2, "")
     assert "python" in err
+
+
+def test_argument_that_is_no_text_is_still_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments may hold any byte; the error is valid JSON all the same."""
+    code, _, err = run(capsys, "kv", "get", "x", "-C", "\udcff\x1b[2J", "--json")
+    assert code == 2
+    assert "\x1b" not in err
+    assert json.loads(err)["error"]["code"] == "usage"
+
+
+def test_full_disk_behind_stdout_is_no_bug() -> None:
+    """Exit 74 and one sentence, not a crash report."""
+    program = [sys.executable, "-c", "from zraft.cli.main import main; raise SystemExit(main())"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*program, "version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 74
+    assert done.stderr.startswith("error[os]: No space left on device")
+
+
+def test_bug_in_the_program_ends_with_1_and_a_report(tmp_path: Path) -> None:
+    """No traceback reaches the user, unless --debug asks for it."""
+    program = (
+        "import sys, zraft.cli.version as v\n"
+        "v.version_document = lambda: 1 // 0\n"
+        "from zraft.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    (tmp_path / "state").mkdir()
+    command = [sys.executable, "-c", program, "version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error[internal]: this is a bug in zraft" in done.stderr
+    assert "Traceback" not in done.stderr
+    (report,) = (tmp_path / "state").glob("zraft-crash-*")
+    assert "ZeroDivisionError" in report.read_text()
+    done = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
 
 
 def test_refusal_says_that_nothing_was_done() -> None:

@@ -15,12 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec.json
-
 from zraft import clock
 from zraft._version import __version__
-from zraft.cli.output import Output, printable
-from zraft.errors import Conflict, ControlError, RequestError, ZraftError
+from zraft.cli.output import Output, printable, to_json
+from zraft.errors import EXIT_IO, Conflict, ControlError, RequestError, ZraftError
 
 EXIT_OK = 0
 EXIT_INTERNAL = 1
@@ -38,6 +36,13 @@ class CasConflict(Conflict):
     def __init__(self, what: str, *, details: dict[str, Any], why: str, try_: str) -> None:
         super().__init__(what, why=why, try_=try_)
         self.details = details
+
+
+class SystemFailure(ZraftError):
+    """The operating system refused something: a full disk behind stdout, a missing permission."""
+
+    code = "os"
+    exit_code = EXIT_IO
 
 
 class NotBuilt(ControlError):
@@ -80,7 +85,7 @@ def render_error(error: ZraftError, out: Output) -> int:
     """Write a failure to stderr and return the exit code of the program."""
     out.clear_progress()
     if out.mode == "json":
-        out.stderr.write(msgspec.json.encode(error_document(error)).decode() + "\n")
+        out.stderr.write(to_json(error_document(error)) + "\n")
         return error.exit_code
     head = out.paint_err(f"error[{error.code}]:", "bold red")
     lines = [f"{head} {_spoken(error.what)}"]
@@ -127,7 +132,7 @@ def render_bug(error: BaseException, arguments: Sequence[str], out: Output, dire
     document = error_document(bug)
     if out.mode == "json":
         document["error"] |= {"code": "internal", "report": str(path)}
-        out.stderr.write(msgspec.json.encode(document).decode() + "\n")
+        out.stderr.write(to_json(document) + "\n")
         return EXIT_INTERNAL
     head = out.paint_err("error[internal]:", "bold red")
     out.stderr.write(f"{head} {bug.what}\n  why: {_spoken(bug.why)}\n  try: {bug.try_[0]}\n")
@@ -147,7 +152,7 @@ def write_report(report: str, directory: Path) -> Path:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError:
             continue
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", errors="backslashreplace") as file:
             file.write(report)
         return path
     return Path("(the report could not be written)")

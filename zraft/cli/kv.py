@@ -210,11 +210,14 @@ def _served(info: Info | None) -> dict[str, Any]:
     return {"served_by": info.node, "via": info.via, "term": info.term, "index": info.index}
 
 
+def _key(data: bytes) -> dict[str, Any]:
+    """Return the fields of a key; the encoding is said when it is not UTF-8."""
+    key, encoding = spell(data, None)
+    return {"key": key} if encoding == "utf8" else {"key": key, "key_encoding": encoding}
+
+
 def _item(item: KeyValue, encoding: str | None, keys_only: bool = False) -> dict[str, Any]:
-    key, key_encoding = spell(item.key, None)
-    fields: dict[str, Any] = {"key": key}
-    if key_encoding != "utf8":
-        fields["key_encoding"] = key_encoding
+    fields = _key(item.key)
     if not keys_only:
         fields["value"], fields["encoding"] = spell(item.value, encoding)
     fields |= {
@@ -249,7 +252,7 @@ def put(
     document = {
         "schema": "zraft.kv.put/1",
         "ok": True,
-        "key": key,
+        **_key(to_bytes(key)),
         "rev": result.revision,
         **_served(info),
     }
@@ -305,7 +308,7 @@ def delete(run: Run, key: Key, at: At = None) -> int:
     document = {
         "schema": "zraft.kv.delete/1",
         "ok": True,
-        "key": key,
+        **_key(to_bytes(key)),
         "rev": info.revision,
         **_served(info),
     }
@@ -349,7 +352,7 @@ def cas(
     document = {
         "schema": "zraft.kv.cas/1",
         "ok": True,
-        "key": key,
+        **_key(to_bytes(key)),
         "rev": result.revision,
         **_served(info),
     }
@@ -364,10 +367,10 @@ def _conflict(
     details: dict[str, Any]
     if current is None:
         found = "there is no such key"
-        details = {"key": key, "actual": None}
+        details = {**_key(to_bytes(key)), "actual": None}
     else:
         found = f'its value is "{_shown(current.value)}" (rev {current.mod_revision})'
-        details = {"key": key, "actual": _item(current, encoding)}
+        details = {**_key(to_bytes(key)), "actual": _item(current, encoding)}
     wanted = "no key" if expected is None else f'"{_shown(expected)}"'
     return CasConflict(
         f'"{name}" is not as expected; nothing changed',

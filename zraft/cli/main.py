@@ -6,6 +6,7 @@ noun is imported when it is asked for. Nothing here knows a verb.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         sys.excepthook = _report_bug
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     try:
         if not given:
             return _welcome()
@@ -74,8 +76,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _interrupted()
+    except OSError as error:
+        return _refused(error, given)
     finally:
         _flush()
+
+
+def _prepare_streams() -> None:
+    """Make both streams usable: closed ones go nowhere, odd characters are spelled out."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the process's life
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refused(error: OSError, arguments: Sequence[str]) -> int:
+    """Report what the operating system refused; that is no bug."""
+    from zraft.cli.errors import SystemFailure, render_error
+
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    failure = SystemFailure(what, why="the operating system refused it")
+    return render_error(failure, _error_output(arguments))
 
 
 def _run(arguments: list[str]) -> int:
@@ -98,7 +121,8 @@ def _run(arguments: list[str]) -> int:
     except ZraftError as error:
         return render_error(error, _error_output(arguments))
     except UsageError as error:
-        return render_error(ControlError(str(error)), _error_output(arguments))
+        what = str(error).replace("Missing command.", "no command is given")
+        return render_error(ControlError(what, try_="zraft --help"), _error_output(arguments))
     except typer.Abort:
         return _interrupted()
     if code == EXIT_INTERRUPTED:
@@ -210,9 +234,9 @@ def _report_bug(
 
 
 def _flush() -> None:
-    """Write out what is buffered; a closed pipe is no error, now or when the interpreter ends."""
+    """Write out what is buffered; nothing may fail any more when the interpreter ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -47,7 +47,7 @@ class Run:
             given.get("cluster") or environ.get("ZRAFT_CLUSTER") or DEFAULT_CLUSTER
         )
         self.out = make_output(given, environ)
-        self.no_input = bool(given.get("no_input")) or not sys.stdin.isatty()
+        self.no_input = bool(given.get("no_input")) or sys.stdin is None or not sys.stdin.isatty()
         self.debug = bool(given.get("debug"))
         timeout = given.get("timeout")
         self._timeout_ms = None if timeout is None else parse_duration_ms(timeout, "--timeout")

@@ -8,6 +8,7 @@ decide, in this order. It never decides what is said, and never ends the program
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +72,14 @@ def join_and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def to_json(value: object) -> str:
+    """Return JSON on one line, also of texts that are no UTF-8: arguments may hold any byte."""
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+
+
 class Output:
     """Where one call of the program writes, and in which form."""
 
@@ -120,7 +129,7 @@ class Output:
         if self.field is not None:
             self.line(_scalar(_lookup(document, self.field)))
         elif self.mode == "json":
-            self.line(msgspec.json.encode(document).decode())
+            self.line(to_json(document))
         elif not self.quiet:
             human()
 
@@ -268,4 +277,4 @@ def _scalar(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    return msgspec.json.encode(value).decode()
+    return to_json(value)
