@@ -9,19 +9,14 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import select
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.harness import LiveCluster, elections_won, live_cluster, wait_until
-from tests.cluster.writers import Write, read_history, value_of
+from tests.cluster.writers import Write, Writers, value_of, writers_on
 from zraft import clock
 from zraft.api import NodeStatus
 from zraft.client.sync import Client
@@ -30,68 +25,12 @@ from zraft.control_api import Action
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NODES = 5
-WRITERS = 8
-INTERVAL_MS = 10  # of each writer: 800 writes/s at most
 MINORITY_MS = 45_000
 ANYTHING_MS = 15_000
 ENOUGH_ACKNOWLEDGED = 5_000
 ENOUGH_KILLS = 20
 ENOUGH_PAUSES = 20
 ENOUGH_LEADER_CHANGES = 10
-STOP_MS = 20_000
-
-
-class Writers:
-    """The process of the writers; it must live as long as the faults last."""
-
-    def __init__(self, live: LiveCluster) -> None:
-        """Start it and wait for the first acknowledged write."""
-        self._path = live.home / "history"
-        program = str(Path(__file__).with_name("writers.py"))
-        words = [live.cluster.name, str(WRITERS), str(INTERVAL_MS), str(self._path)]
-        self._process = subprocess.Popen(
-            [sys.executable, program, *words],
-            env=live.environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"acknowledged\n"
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._ended = select.poll()
-        self._ended.register(self._pidfd, select.POLLIN)
-
-    def watch(self, duration_ms: int) -> None:
-        """Let so much time pass; fail when the writers end meanwhile."""
-        assert not self._ended.poll(duration_ms), f"writers ended: {self._process.poll()}"
-
-    def stop(self) -> list[Write]:
-        """Let every write end and return the history."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"stop\n")
-        self._process.stdin.flush()
-        assert self._ended.poll(STOP_MS), "the writers do not end"
-        assert self._process.wait() == 0
-        return read_history(self._path)
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        os.close(self._pidfd)
-
-
-@contextmanager
-def writers_on(live: LiveCluster) -> Iterator[Writers]:
-    """Run the writers on a cluster."""
-    writers = Writers(live)
-    try:
-        yield writers
-    finally:
-        writers.close()
 
 
 class Faults:

@@ -1,5 +1,6 @@
 """A load for tests, as a process: writers with unique keys, and what became of each write.
 
+    with writers_on(live) as writers:       in a test
     python tests/cluster/writers.py CLUSTER WRITERS INTERVAL_MS HISTORY
 
 Each writer has one write outstanding and begins the next one at the earliest INTERVAL_MS after the
@@ -13,9 +14,12 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zraft import clock
 from zraft.api import Consistency
@@ -23,7 +27,13 @@ from zraft.client.sync import Client
 from zraft.errors import OutcomeUnknown, ZraftError
 from zraft.machine.kv_codec import encode_put
 
+if TYPE_CHECKING:  # as a program this file is not in a package
+    from tests.cluster.harness import LiveCluster
+
+WRITERS = 8
+INTERVAL_MS = 10  # of each writer: 800 writes/s at most
 TIMEOUT_S = 1.5
+STOP_MS = 20_000
 STDIN = 0
 
 
@@ -84,6 +94,58 @@ def write_until_stopped(client: Client, writers: int, interval_ms: int) -> list[
         if stopping:
             due_ms.clear()
     return history
+
+
+class Writers:
+    """The process of the writers; it must live as long as the faults last."""
+
+    def __init__(self, live: LiveCluster) -> None:
+        """Start it and wait for the first acknowledged write."""
+        self._path = live.home / "history"
+        words = [live.cluster.name, str(WRITERS), str(INTERVAL_MS), str(self._path)]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *words],
+            env=live.environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"acknowledged\n"
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._ended = select.poll()
+        self._ended.register(self._pidfd, select.POLLIN)
+
+    def watch(self, duration_ms: int) -> None:
+        """Let so much time pass; fail when the writers end meanwhile."""
+        assert not self._ended.poll(duration_ms), f"writers ended: {self._process.poll()}"
+
+    def stop(self) -> list[Write]:
+        """Let every write end and return the history."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"stop\n")
+        self._process.stdin.flush()
+        assert self._ended.poll(STOP_MS), "the writers do not end"
+        assert self._process.wait() == 0
+        return read_history(self._path)
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        os.close(self._pidfd)
+
+
+@contextmanager
+def writers_on(live: LiveCluster) -> Iterator[Writers]:
+    """Run the writers on a cluster."""
+    writers = Writers(live)
+    try:
+        yield writers
+    finally:
+        writers.close()
 
 
 def main() -> None:
