@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -112,6 +113,15 @@ def test_longer_arrays_are_read_and_the_rest_is_ignored() -> None:
         [Compare(Target.VERSION, Relation.EQUAL, b"k", 0)], [Range(b"a", None)], []
     )
     assert decode_query(msgpack.packb(longer([5, b"k", 3]))) == (Get(b"k"), 3)
+
+
+def test_the_example_in_the_protocol_is_what_is_sent() -> None:
+    """docs/PROTOCOL.md: a put, its answer, a get, its answer, in hexadecimal."""
+    kv, ctx = KV(), Ctx(1, 1, 0)
+    put, get = encode_put(b"x", b"1"), encode_get(b"x")
+    lines = [put, kv.apply(ctx, put), get, kv.query(ctx, get)]
+    text = "".join(f"    {line.hex(' ')}\n" for line in lines)
+    assert text in (Path(__file__).parents[2] / "docs" / "PROTOCOL.md").read_text()
 
 
 LONG = bytes(MAX_KEY_BYTES + 1)
