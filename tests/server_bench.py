@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 
 from zraft.api import Consistency, Flag, Reply, Request
 from zraft.core.messages import Message
@@ -18,9 +19,14 @@ from zraft.machine.kv import KV
 from zraft.node.ports import Limits
 from zraft.node.server import Server
 from zraft.storage.memory import MemoryStorage
+from zraft.transport.base import PeerDown
 from zraft.wire import EntryCodec, decode_header, decode_message, encode_message
 
 CLUSTER = b"\x01" * 8
+
+
+def ignore(event: str, /, **fields: object) -> None:
+    """Nobody reads these reports."""
 
 
 class FakePeers:
@@ -29,7 +35,7 @@ class FakePeers:
     def __init__(self, bench: ServerBench) -> None:
         self._bench = bench
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: Sequence[Message]) -> None:
         """Queue each message for its receiver."""
         for message in messages:
             frame = encode_message(
@@ -42,7 +48,7 @@ class FakePeers:
         del limit
         return []
 
-    def downs(self) -> list[object]:
+    def downs(self) -> list[PeerDown]:
         """Nothing is reported unless a test says so."""
         return []
 
@@ -103,7 +109,7 @@ class ServerBench:
             machine=KV(),
             replies=port,
             forwards=port,
-            report=lambda event, **fields: None,
+            report=ignore,
             on_notice=lambda notice: self.notices.append((me, notice)),
             clock_ns=lambda: 0,
             limits=limits,

@@ -2,7 +2,8 @@
 
     STATE/<cluster>/cluster.toml                        this file's `ClusterFile`
     STATE/<cluster>/supervisor/{lock,state.json,log.jsonl,err}
-    STATE/<cluster>/n1/{member.json,boot.json,lock,node.json,exit.json,wal/,log.jsonl,trace.jsonl,err}
+    STATE/<cluster>/n1/{member.json,boot.json,lock,node.json,exit.json,wal/,
+                        log.jsonl,trace.jsonl,err}
     RUN/zraft/<8 hex of the cluster directory's real path>/{s.ctl,n1.peer,n1.client,n1.ctl}
 
 STATE is `$ZRAFT_HOME`, else `$XDG_STATE_HOME/zraft`, else `~/.local/state/zraft`. RUN is
