@@ -98,6 +98,7 @@ class Member:
     applies: bool = True  # False: committed entries are handed out, but not applied yet
     applied: list[bytes] = field(default_factory=list)  # payloads from index 1 on; in memory
     reads: list[ReadState] = field(default_factory=list)
+    read_floors: dict[int, int] = field(default_factory=dict)  # what each read has to see
     aborted_reads: list[int] = field(default_factory=list)
     aborted_terms: list[int] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
@@ -163,6 +164,7 @@ class CoreCluster:
         assert member.raft is None, f"{member_id} runs"
         member.incarnation += 1
         member.applied = []
+        member.read_floors = {}
         member.raft = Raft(
             member_id,
             member.disk.recover(self.configuration),
@@ -198,8 +200,14 @@ class CoreCluster:
         return entry_id
 
     def read(self, member_id: MemberId) -> int | None:
-        """Ask for a linearizable read; return its id, None when not the leader."""
-        return self.raft(member_id).read(now_ms=self.now_ms)
+        """Ask for a linearizable read; return its id, None when not the leader.
+
+        Whatever any member knows to be committed by now, the read must see.
+        """
+        read_id = self.raft(member_id).read(now_ms=self.now_ms)
+        if read_id is not None:
+            self.members[member_id].read_floors[read_id] = len(self.safety.committed)
+        return read_id
 
     def campaign(self, member_id: MemberId) -> bool:
         """Let a member stand for election at once, without a pre-vote."""
@@ -260,6 +268,8 @@ class CoreCluster:
         if ready.committed is not None:
             self.safety.on_committed(member_id, ready.committed)
             member.applied += ready.committed.payloads
+        for read in ready.reads:
+            assert read.index >= member.read_floors[read.read_id], f"a stale read: {read}"
         member.reads += ready.reads
         member.aborted_reads += ready.aborted_reads
         member.notices += ready.notices
