@@ -66,7 +66,11 @@ class Faults:
 
     def wait_for_all(self) -> None:
         """Wait until the supervisor has undone everything."""
-        wait_until("every node runs", lambda: not self.broken() or None, timeout_ms=20_000)
+        try:
+            wait_until("every node runs", lambda: not self.broken() or None, timeout_ms=20_000)
+        except AssertionError:
+            sys.stderr.write(f"{self._live.cluster.table()}\n")
+            raise
 
     def rage(self, writers: Writers, *, most: int, duration_ms: int) -> None:
         """Break nodes, at most so many at a time, for so long."""
