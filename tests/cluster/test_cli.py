@@ -181,7 +181,7 @@ def test_other_term_acts_on_nobody(zraft: Shell) -> None:
     assert zraft.json("cluster", "status")["quorum"]["have"] == 3
 
 
-def test_without_a_quorum_writes_are_refused_with_the_reason(zraft: Shell) -> None:
+def test_without_a_quorum_nothing_is_answered_and_the_reason_is_said(zraft: Shell) -> None:
     """Exit 6 and 11, and how many nodes answer; afterwards everything comes back."""
     zraft.run("node", "kill", "followers")
 
@@ -190,9 +190,12 @@ def test_without_a_quorum_writes_are_refused_with_the_reason(zraft: Shell) -> No
         return True if all(node["role"] != "leader" for node in nodes) else None
 
     wait_until("the leader heard of no quorum", stepped_down, timeout_ms=10_000)
-    error = zraft.error("kv", "put", "a", "b", "--timeout", "1s", expect=6)
+    error = zraft.error("kv", "get", "a", "--timeout", "1s", expect=6)
     assert error["retryable"] is True
     assert "1 of 3 nodes answer, a quorum is 2" in error["why"]
+    done = zraft.run("kv", "put", "a", "b", "--timeout", "1s", "--json", expect=None)
+    error = json.loads(done.stderr)["error"]
+    assert (error["exit"], error["maybe_applied"]) in {(6, False), (7, True)}
     zraft.run("cluster", "status", "--exit-code", "-q", expect=11)
     zraft.error("cluster", "wait", "--for", "leader", "--timeout", "200ms", expect=6)
     assert zraft.json("node", "start", "down")["ok"] is True
