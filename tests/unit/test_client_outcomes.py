@@ -164,6 +164,22 @@ def test_a_write_that_was_only_refused_is_not_applied(
     assert "says: text" in found.why
 
 
+def test_a_refused_write_is_not_sent_again_when_little_time_is_left() -> None:
+    """A node could not refuse it again in time: certainly not applied would end as unknown."""
+    shell = Shell()
+    shell.submit(timeout_ms=1000)
+    (sent,) = shell.turn()
+    shell.now_ms += 850
+    shell.answer(sent, Code.UNAVAILABLE)
+    while shell.core.outstanding:
+        assert shell.turn() == []
+        if shell.core.outstanding:
+            shell.now_ms = shell.wake_ms()
+    found = shell.result()
+    assert isinstance(found, Unavailable)
+    assert not found.maybe_applied
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [

@@ -337,7 +337,8 @@ class ClientCore:
         name = self._speaker(node, reply)
         is_write = pending.consistency == Consistency.WRITE
         final = reply.code in _REFUSED or (
-            reply.code in _RETRIED and (pending.target is not None or now_ms >= pending.deadline_ms)
+            reply.code in _RETRIED
+            and (pending.target is not None or now_ms >= self._last_call_ms(pending))
         )
         if final:
             error = outcomes.refused(self._case(pending), name, reply)
@@ -370,7 +371,19 @@ class ClientCore:
         """Try again after a random pause: full jitter, doubling from 20 to 500 ms."""
         ceiling_ms = min(BACKOFF_MAX_MS, BACKOFF_MIN_MS << min(pending.refusals, 10))
         due_ms = now_ms + 1 + int(self._rng.random() * ceiling_ms)
-        heappush(self._later, (due_ms, pending.request_id, pending))
+        if due_ms < self._last_call_ms(pending):  # otherwise it ends as refused, at its deadline
+            heappush(self._later, (due_ms, pending.request_id, pending))
+
+    def _last_call_ms(self, pending: Pending) -> int:
+        """Return when a request that was refused is not sent again.
+
+        A node would have too little time to refuse it before the deadline, and what is certainly
+        not applied would end as unknown. Reads have nothing to lose.
+        """
+        if pending.consistency != Consistency.WRITE:
+            return pending.deadline_ms
+        timeout_ms = pending.deadline_ms - pending.submitted_ms
+        return pending.deadline_ms - min(timeout_ms // 5, 2 * MARGIN_MAX_MS)
 
     def _move_reads(self, node: Node) -> None:
         """Ask somebody else what a silent node was asked; writes stay, they may be applied."""
