@@ -235,6 +235,30 @@ def test_a_node_whose_parent_is_gone_already_does_not_start() -> None:
         assert not (nodes.directory / "n1" / "boot.json").exists()
 
 
+def test_a_broken_invariant_ends_the_node_with_70() -> None:
+    """An assert that fails is a defect: the traceback goes to stderr and to the log."""
+    planted = (
+        "import sys\n"
+        "from zraft.node import __main__\n"
+        "from zraft.node.loop import Loop\n"
+        "def turn(self):\n"
+        "    assert self.turns > 0, 'planted'\n"
+        "Loop.turn = turn\n"
+        "sys.exit(__main__.main())"
+    )
+    with bare_nodes(1) as nodes:
+        run = nodes.start("n1", command=(sys.executable, "-c", planted))
+        assert run.end() == 70
+        assert "AssertionError: planted" in nodes.err("n1")
+        failed = read_events(nodes.directory / "n1")[-1]
+        assert (failed["event"], failed["exit_code"]) == ("node.failed", 70)
+        assert "in turn" in failed["why"]
+        note = nodes.exit_note("n1")
+        assert note is not None
+        assert (note["code"], note["reason"]) == (70, "AssertionError")
+        assert not (nodes.directory / "n1" / "node.json").exists()
+
+
 # -------------------------------------------------------------------------------------- refusals
 
 
