@@ -22,6 +22,9 @@ from zraft.api import ControlFailure
 
 SUPERVISOR_CONTROL_VERSION = 1
 
+STOPPING = "supervisor.stopping"
+"""The code of a refusal: this supervisor is about to end, the next one takes the request."""
+
 Action = Literal["kill", "stop", "start", "restart", "pause", "resume"]
 Desired = Literal["up", "down", "paused"]
 ProcessState = Literal[

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from zraft.client.refusals import check_nodes
+from zraft.client.refusals import DEFAULT_NODES, check_nodes
 from zraft.config import Config, to_jsonable
 from zraft.control_api import Up
 from zraft.errors import ConfigError, ControlError, SupervisorError
@@ -38,8 +38,6 @@ from zraft.paths import (
 from zraft.storage.directory import NamedMember, create_member, new_id
 from zraft.storage.files import OS_FILES, replace_file
 from zraft_supervisor.layout import Place, disk_errors, make_socket_dir
-
-DEFAULT_NODES = 5
 
 Settings = dict[str, dict[str, Any]]
 

@@ -189,8 +189,10 @@ def remove_data(place: Place, cluster: ClusterFile | None) -> None:
     """Delete everything that was made for a cluster, and its entry in STATE.
 
     Nothing of it may run. The cluster file goes first: what is left by a crash half-way is no
-    cluster any more.
+    cluster any more. With `cluster` None there was none yet, and only what a supervisor needs goes.
     """
+    if cluster is None and (place.directory / "cluster.toml").exists():
+        return
     with disk_errors(place.directory):
         for name in ("cluster.toml", "cluster.toml.tmp"):
             (place.directory / name).unlink(missing_ok=True)
@@ -205,11 +207,16 @@ def remove_data(place: Place, cluster: ClusterFile | None) -> None:
             place.directory.rmdir()
 
 
-def file_system(path: Path) -> str:
-    """Return the type of the file system that a path is on, empty when nobody says."""
+def file_system(path: Path, mounts: str) -> str:
+    """Return the type of the file system that a path is on, empty when nobody says.
+
+    Args:
+        path: any path; links are followed.
+        mounts: the content of /proc/self/mountinfo.
+    """
     wanted = os.path.realpath(path)
     best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mounts.splitlines():
         # 36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/vda rw
         before, _, after = line.partition(" - ")
         point = before.split()[4].replace("\\040", " ")
@@ -221,7 +228,7 @@ def file_system(path: Path) -> str:
 
 def durability_warning(place: Place, *, ephemeral: bool) -> str | None:
     """Return why "durable" does not hold there, None when it does or nobody expects it to."""
-    kind = file_system(place.directory)
+    kind = file_system(place.directory, Path("/proc/self/mountinfo").read_text())
     if ephemeral or kind not in VOLATILE:
         return None
     return (

@@ -24,7 +24,9 @@ from zraft import clock
 from zraft._version import __version__
 from zraft.client.record import LockFile, supervisor_dir
 from zraft.client.refusals import check_same
+from zraft.config import Config, Logging
 from zraft.control_api import (
+    STOPPING,
     SUPERVISOR_CONTROL_VERSION,
     Act,
     Down,
@@ -62,7 +64,6 @@ from zraft_supervisor.state import StateStore
 
 IDLE_EXIT_MS = 10_000
 MAX_POLL_MS = 60_000
-STOPPING = "supervisor.stopping"
 
 
 def no_step(_step: str) -> None:
@@ -117,8 +118,14 @@ class Supervisor:
         self._last_request_ms = clock.now_ms()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
+        logging = _logging(self._cluster)
         self._telemetry = Telemetry(
-            supervisor_dir(place.directory), node="supervisor", cluster=place.name, trace="off"
+            supervisor_dir(place.directory),
+            node="supervisor",
+            cluster=place.name,
+            trace="off",
+            rotate_bytes=logging.rotate_bytes,
+            rotate_files=logging.rotate_files,
         )
         self._fleet = Fleet(
             directory=place.directory,
@@ -262,7 +269,7 @@ class Supervisor:
     # ---------------------------------------------------------------------------------- requests
 
     def _up(self, identity: bytes, up: Up) -> PendingUp:
-        created = False
+        created = changed = False
         try:
             if self._cluster is None:
                 self._cluster = self._create(up)
@@ -270,17 +277,18 @@ class Supervisor:
             else:
                 check_same(up, self._cluster)
                 alive = bool(self._fleet.alive())
-                changed = creation.with_settings(up, self._cluster, alive=alive)
-                if changed is not self._cluster:
-                    creation.write_cluster_file(self.place.directory, changed)
-                    self._cluster = changed
+                wanted = creation.with_settings(up, self._cluster, alive=alive)
+                changed = wanted is not self._cluster
+                if changed:
+                    creation.write_cluster_file(self.place.directory, wanted)
+                    self._cluster = wanted
             fresh = any(member.new for member in self._cluster.members)
             self._cluster = creation.make_members(self.place, self._cluster, self._on_step)
         except ZraftError:
             if self._cluster is None:
                 self._leave = "nothing was created"
             raise
-        if created or not self._fleet.alive():
+        if created or changed:
             self._fleet.load(self._cluster)
         if created or fresh:
             self._control.send(identity, Progress(step="created", name=self._cluster.name))
@@ -402,6 +410,10 @@ def _find_cluster(directory: Path) -> ClusterFile | None:
         return read_cluster_file(directory)
     except NotRunning:
         return None
+
+
+def _logging(cluster: ClusterFile | None) -> Logging:
+    return msgspec.convert(cluster.settings, Config).logging if cluster is not None else Logging()
 
 
 def _write_lock_file(place: Place, content: LockFile) -> None:

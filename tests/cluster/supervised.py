@@ -22,7 +22,7 @@ from tests.cluster.harness import (
     wait_until,
 )
 from zraft import procfs
-from zraft.client.control import Cluster, UpResult, UpSpec
+from zraft.client.control import Cluster, Settings, UpResult, UpSpec
 from zraft.client.launch import greet
 from zraft.client.link import ask_supervisor
 from zraft.client.record import find_supervisor, supervisor_dir
@@ -30,11 +30,11 @@ from zraft.control_api import NodeRow, ProcessState, Up, UpReply
 
 HERE = Path(__file__).parent
 NAME = "t"
-QUICK: dict[str, dict[str, int | bool | str]] = {
+QUICK: Settings = {
     "supervisor": {
         "backoff_min_ms": 10,
         "backoff_max_ms": 50,
-        "start_timeout_s": 1,
+        "start_timeout_s": 2,
         "stop_timeout_s": 1,
     }
 }
@@ -64,11 +64,11 @@ class Home:
         """Bring the cluster up."""
         return Cluster.up(UpSpec(name=NAME, nodes=nodes, **wishes), self.environ)
 
-    def ask_up(self, nodes: int, *, restart: bool | None = None) -> UpReply:
+    def ask_up(self, nodes: int, settings: Settings | None = None) -> UpReply:
         """Have the running supervisor start nodes, and do not wait for a leader."""
         found = greet(self.directory)
         assert found is not None, "no supervisor answers"
-        up = Up(name=NAME, nodes=nodes, settings=QUICK, restart=restart)
+        up = Up(name=NAME, nodes=nodes, settings=settings)
         reply = ask_supervisor(found.running, up, timeout_ms=30_000)
         assert isinstance(reply, UpReply)
         return reply

@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from tests.cluster.harness import check_nothing_left, wait_until
-from tests.cluster.supervised import home, living
+from tests.cluster.supervised import QUICK, home, living
 from zraft import clock, procfs
 from zraft.client.record import find_supervisor
 from zraft.control_api import Action, ActionResult
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_a_crash_loop_ends_with_giving_up_and_a_start_tries_again() -> None:
     """Five crashes within the window: fatal, with the reason; a start that works heals it."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(2)
+        place.ask_up(2, QUICK)
         cluster = place.cluster()
         place.behave("n1", "crash")
         (result,) = cluster.act("restart", ["n1"])
@@ -46,7 +46,7 @@ def test_a_crash_loop_ends_with_giving_up_and_a_start_tries_again() -> None:
 def test_an_exit_code_without_hope_is_shown_with_what_the_node_wrote(code: int) -> None:
     """Given up at the first time; the failure has the node's code and the end of its stderr."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         cluster.act("stop", ["n1"])
         place.behave("n1", f"exit={code}")
@@ -60,9 +60,9 @@ def test_an_exit_code_without_hope_is_shown_with_what_the_node_wrote(code: int) 
 
 
 def test_a_node_that_is_never_ready_is_killed_after_its_time() -> None:
-    """One second in this test; closing the pipe without a line is found out likewise."""
+    """Two seconds in this test; closing the pipe without a line is found out likewise."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         for behaviour in ("silent", "close"):
             cluster.act("stop", ["n1"])
@@ -71,17 +71,17 @@ def test_a_node_that_is_never_ready_is_killed_after_its_time() -> None:
             assert result.failure is not None
             last = cluster.table()["n1"].last_exit
             assert last is not None
-            assert (last.signal, last.reason) == ("SIGKILL", "not ready within 1000 ms")
+            assert (last.signal, last.reason) == ("SIGKILL", "not ready within 2000 ms")
         cluster.down()
 
 
 def test_a_long_recovery_that_says_so_may_take_its_time() -> None:
-    """Lines of progress for 2.5 s with a deadline of 1 s: the node becomes ready."""
+    """Lines of progress for 3.5 s with a deadline of 2 s: the node becomes ready."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         cluster.act("stop", ["n1"])
-        place.behave("n1", "progress=2500")
+        place.behave("n1", "progress=3500")
         (result,) = cluster.act("start", ["n1"])
         assert result.failure is None
         assert cluster.table()["n1"].state == "running"
@@ -90,7 +90,7 @@ def test_a_long_recovery_that_says_so_may_take_its_time() -> None:
 def test_a_node_that_ignores_sigterm_is_killed_in_the_end() -> None:
     """Control socket, SIGTERM, SIGKILL, a second each in this test: it ends."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         cluster.act("stop", ["n1"])
         place.behave("n1", "stubborn")
@@ -103,7 +103,7 @@ def test_a_node_that_ignores_sigterm_is_killed_in_the_end() -> None:
 def test_kill_answers_when_the_process_is_gone_and_says_when_it_sent_the_signal() -> None:
     """The times are CLOCK_MONOTONIC, before the signal and at the end; a second kill finds none."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(3)
+        place.ask_up(3, QUICK)
         cluster = place.cluster()
         before_ns = clock.monotonic_ns()
         results = cluster.act("kill", ["n1", "n2"])
@@ -124,7 +124,7 @@ def test_kill_answers_when_the_process_is_gone_and_says_when_it_sent_the_signal(
 def test_pause_stands_before_it_is_answered_and_ends_by_the_clock() -> None:
     """State T in /proc at the answer; with `for_ms` it goes on by itself, and so does a kill."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(2)
+        place.ask_up(2, QUICK)
         cluster = place.cluster()
         paused, killed = (
             cluster.act("pause", ["n1"], for_ms=400)[0],
@@ -157,7 +157,7 @@ def test_impossible_actions_are_refused_one_by_one() -> None:
     touched.
     """
     with home() as place, place.drive(fake=True):
-        place.ask_up(2)
+        place.ask_up(2, QUICK)
         cluster = place.cluster()
         wrong: list[tuple[Action, str, str | None, int | None]] = [
             ("kill", "n9", None, None),
@@ -180,7 +180,7 @@ def test_a_wish_that_was_written_is_carried_out_by_the_next_supervisor() -> None
     """Kill -9 between the record and the signal: the next one stops the node that is unwanted."""
     with home() as place:
         with place.drive(fake=True):
-            place.ask_up(1)
+            place.ask_up(1, QUICK)
         cluster = place.cluster()
         pid = cluster.table()["n1"].pid
         with place.drive(fake=True, die_at=1) as driven:
@@ -197,7 +197,7 @@ def test_a_wish_that_was_written_is_carried_out_by_the_next_supervisor() -> None
 def test_garbage_at_the_control_socket_is_answered_or_dropped() -> None:
     """Bytes, frames and JSON that are no request: the supervisor goes on."""
     with home() as place, place.drive(fake=True):
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         endpoint = cluster.file.supervisor_endpoint()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -222,7 +222,7 @@ def test_garbage_at_the_control_socket_is_answered_or_dropped() -> None:
 def test_a_supervisor_with_nothing_to_do_ends() -> None:
     """Every node stopped, and nobody asks for 10 s: no process is left, `start` begins anew."""
     with home() as place, place.drive(fake=True) as driven:
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         cluster.act("stop", ["n1"])
         assert driven.wait(15) == 0
@@ -233,7 +233,7 @@ def test_a_supervisor_with_nothing_to_do_ends() -> None:
 def test_a_record_that_cannot_be_written_stops_the_supervisor_and_not_the_nodes() -> None:
     """The disk refuses: exit 74 before anything was done; the nodes go on."""
     with home() as place, place.drive(fake=True) as driven:
-        place.ask_up(1)
+        place.ask_up(1, QUICK)
         cluster = place.cluster()
         pid = cluster.table()["n1"].pid
         in_the_way = place.directory / "supervisor" / "state.json.tmp"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -187,6 +188,12 @@ def test_tcp_ports_are_below_the_range_that_connections_take_theirs_from(tmp_pat
     assert port >= 21000
     assert port + 18 < 32768
     assert free_base_port(tmp_path, 9) == port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port + 3))
+        taken.listen()
+        other = free_base_port(tmp_path, 9)
+        assert other != port
+        assert (other - port) % 20 == 0
 
 
 def test_a_record_is_read_back_and_written_only_when_it_changed(link: Path) -> None:
@@ -239,6 +246,24 @@ def test_a_node_is_recognised_by_program_and_directory() -> None:
     assert not runs_node([], Path("/s/c/n1"), "zraft.node")
 
 
-def test_the_type_of_a_file_system_is_the_mounts() -> None:
-    """/proc is one that everybody has."""
-    assert file_system(Path("/proc/self")) == "proc"
+MOUNTS = """\
+1 0 254:0 / / rw,relatime - overlay overlay rw,lowerdir=/a
+2 1 0:21 / /proc rw,nosuid - proc proc rw
+3 1 8:1 / /mnt/my\\040disk rw master:1 - ext4 /dev/sda1 rw
+4 1 0:30 / /mnt/my\\040disk/t rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me", "overlay"),
+        ("/mnt/my disk/zraft", "ext4"),
+        ("/mnt/my disk/t/zraft", "tmpfs"),
+        ("/mnt/my disk/tt", "ext4"),
+        ("/process", "overlay"),
+    ],
+)
+def test_the_type_of_a_file_system_is_that_of_the_longest_mount(path: str, kind: str) -> None:
+    """`up` warns on tmpfs and overlay: what is synced there does not survive the machine."""
+    assert file_system(Path(path), MOUNTS) == kind

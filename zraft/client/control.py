@@ -41,11 +41,10 @@ from zraft.client.link import (
 )
 from zraft.client.ownership import find_owner
 from zraft.client.record import find_supervisor, rows_without_supervisor
-from zraft.client.refusals import check_platform
+from zraft.client.refusals import DEFAULT_NODES, check_platform
 from zraft.client.up import (
     DEFAULT_TIMEOUT_MS,
     LOOK_MS,
-    STOPPING,
     ComingUp,
     Foreground,
     Settings,
@@ -55,6 +54,7 @@ from zraft.client.up import (
     UpSpec,
 )
 from zraft.control_api import (
+    STOPPING,
     Act,
     Action,
     ActionResult,
@@ -97,7 +97,6 @@ __all__ = [
     "list_clusters",
 ]
 
-DEFAULT_NODES = 5
 TABLE_TIMEOUT_MS = 2_000
 ENDING_MS = 5_000  # how long the supervisor may take to end after its last answer
 

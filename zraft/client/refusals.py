@@ -14,6 +14,7 @@ from zraft.control_api import Up
 from zraft.errors import ConfigError, ControlError
 from zraft.paths import MAX_NODES, ClusterFile
 
+DEFAULT_NODES = 5
 OLDEST_LINUX = (5, 4)
 
 

@@ -26,14 +26,13 @@ from zraft.client.conditions import Leadership, leadership
 from zraft.client.launch import Found, Wish, ensure_supervisor, greet, reap, wait_for_end
 from zraft.client.link import SupervisorGone, ask_nodes, ask_supervisor
 from zraft.client.refusals import check_nodes, check_place, check_platform, check_same
-from zraft.control_api import NodeRow, Progress, Up, UpReply
+from zraft.control_api import STOPPING, NodeRow, Progress, Up, UpReply
 from zraft.core.model import quorum_size
 from zraft.errors import EXIT_LOCKED, NotRunning, SupervisorError, ZraftError
 from zraft.paths import ClusterFile, cluster_dir, read_cluster_file
 
 DEFAULT_TIMEOUT_MS = 30_000
 LOOK_MS = 20
-STOPPING = "supervisor.stopping"
 
 Settings = dict[str, dict[str, int | bool | str]]
 
@@ -193,11 +192,7 @@ class ComingUp:
     def run(self) -> UpResult:
         """Bring it up; see `Cluster.up`."""
         if self._spec.foreground and greet(Path(os.path.realpath(self._link))) is not None:
-            raise SupervisorError(
-                f'cluster "{self._spec.name}" runs in the background already',
-                try_=f"zraft cluster down -C {self._spec.name}, then --foreground",
-                exit_code=EXIT_LOCKED,
-            )
+            raise self._in_background()
         reply, foreground = self._ask()
         with _stopped_if_it_fails(foreground):
             return self._finish(reply, foreground)
@@ -210,7 +205,9 @@ class ComingUp:
             if found.popen is not None:
                 self._tell("supervisor", pid=found.running.pid)
             foreground = None
-            if self._spec.foreground and found.popen is not None:
+            if self._spec.foreground:
+                if found.popen is None:
+                    raise self._in_background()
                 foreground = Foreground(found.popen)
             try:
                 with _stopped_if_it_fails(foreground):
@@ -221,6 +218,13 @@ class ComingUp:
                     self._wait_if_nothing_is_left(found)
                     raise
                 wait_for_end(found.running.pid, self._left_ms())
+
+    def _in_background(self) -> SupervisorError:
+        return SupervisorError(
+            f'cluster "{self._spec.name}" runs in the background already',
+            try_=f"zraft cluster down -C {self._spec.name}, then --foreground",
+            exit_code=EXIT_LOCKED,
+        )
 
     def _ask_once(self, found: Found) -> UpReply:
         reply = ask_supervisor(
