@@ -379,7 +379,7 @@ class PeerSockets:
     def pollables(self) -> list[tuple[zmq.Socket[bytes] | int, int]]:
         """Return what to wait for, with the events to wait for."""
         found: list[tuple[zmq.Socket[bytes] | int, int]] = [(self.inbox, zmq.POLLIN)]
-        # a monitor's descriptor tells news once, and all is read then; polling the socket costs more
+        # the descriptor tells news once, and all is read then; polling the socket costs more
         found += [(lane.monitor_fd, zmq.POLLIN) for lane in self._lanes.values()]
         waiting = (probe.pollable() for probe in self._probes.values())
         return found + [pollable for pollable in waiting if pollable is not None]
