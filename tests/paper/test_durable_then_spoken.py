@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zraft.core.messages import AppendEntries, RequestVote
+from zraft.core.messages import AppendEntries, AppendEntriesResponse, RequestVote
 from zraft.core.model import Role, Settings
 from zraft.core.ready import Ready
 from zraft.testing.core_cluster import CoreCluster, CrashPoint
@@ -101,6 +101,18 @@ def test_the_own_match_counts_only_after_the_sync() -> None:
     assert solo.raft.commit_index == 0
     solo.raft.advance(ready)
     assert solo.raft.commit_index == 1
+
+
+def test_what_is_not_written_yet_is_not_counted_for_the_leader() -> None:
+    """Thesis §10.2.1: one follower of two and the leader's memory are no majority."""
+    solo = Solo()
+    solo.become_leader()
+    solo.ack(2, 1)
+    solo.propose("x=1")
+    solo.raft.step(AppendEntriesResponse(2, 1, 1, True, 2, 0, 0, 0), now_ms=0)
+    assert solo.raft.commit_index == 1
+    solo.flush()
+    assert solo.raft.commit_index == 2
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,17 @@ from collections.abc import Callable
 import pytest
 
 from zraft.core.model import Role
+from zraft.core.state import RaftState
 from zraft.testing.interaction import Interaction
 
 WALKS = 40
 STEPS = 600
 MAX_IN_FLIGHT = 60
+
+
+def has_something_to_write(st: RaftState) -> bool:
+    """Tell whether the next Ready has to be persisted."""
+    return st.durable != (st.term, st.voted_for) or st.log.saved_index < st.log.last_index
 
 
 class Walk:
@@ -48,8 +54,8 @@ class Walk:
             (8, self.read),
             (1, self.crash),
             (1, self.crash_leader),
-            (2, self.crash_between),
-            (6, self.restart),
+            (4, self.crash_between),
+            (9, self.restart),
             (1, self.peer_down),
             (1, self.cut),
             (2, self.isolate_leader),
@@ -169,14 +175,12 @@ class Walk:
                 self.do(f"peer-down {member_id} {leader}")
 
     def crash_between(self) -> None:
-        """Somebody dies while it handles a Ready."""
-        member_id = self.leader() if self.chance.random() < 0.5 else self.somebody()
-        if member_id is None:
-            return
-        if member_id in self.interaction.cluster.leaders():
-            self.do(f"propose {member_id} crash")
+        """Somebody who has something to write dies while it handles the Ready."""
+        cluster = self.interaction.cluster
+        busy = [m for m in self.up() if has_something_to_write(cluster.raft(m).state)]
+        if busy:
             point = self.chance.choice(["after-messages", "after-persist"])
-            self.do(f"crash {member_id} {point}")
+            self.do(f"crash {self.chance.choice(busy)} {point}")
 
     def restart(self) -> None:
         """Somebody who is down comes back."""
