@@ -12,7 +12,7 @@ import pytest
 
 from zraft.client.ownership import runs_node
 from zraft.client.record import read_state, rows_without_supervisor
-from zraft.client.refusals import check_place, check_same
+from zraft.client.refusals import check_place, check_platform, check_same
 from zraft.config import Config, to_jsonable
 from zraft.control_api import LastExit, NodeRecord, StateFile, Up
 from zraft.errors import ConfigError, ControlError, StorageError, ZraftError
@@ -171,6 +171,19 @@ def test_settings_are_completed_checked_and_fixed_while_nodes_run(link: Path) ->
         with pytest.raises(ZraftError) as caught:
             made(link, settings=wrong)
         assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize(
+    ("system", "release"),
+    [("darwin", "23.1.0"), ("win32", "10"), ("linux", "5.3.18"), ("linux", "")],
+)
+def test_another_platform_is_refused_with_one_sentence(system: str, release: str) -> None:
+    """78; Linux 5.4, WSL2's kernels and odd local versions are taken."""
+    with pytest.raises(ConfigError) as caught:
+        check_platform(system, release)
+    assert "needs Linux 5.4 or newer" in caught.value.what
+    for good in ("5.4.0-150-generic", "5.15.133.1-microsoft-standard-WSL2", "6.18.44-fc", "10.0"):
+        check_platform("linux", good)
 
 
 def test_a_cluster_is_in_one_place(link: Path, tmp_path: Path) -> None:

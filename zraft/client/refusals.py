@@ -18,14 +18,13 @@ DEFAULT_NODES = 5
 OLDEST_LINUX = (5, 4)
 
 
-def check_platform() -> None:
+def check_platform(system: str = sys.platform, release: str = platform.release()) -> None:
     """Refuse anything but Linux 5.4 or newer (WSL2 is one): ConfigError (exit 78)."""
-    release = platform.release()
     numbers = [part for part in release.split("-", 1)[0].split(".") if part.isdigit()]
     version = tuple(int(part) for part in numbers[:2])
-    if sys.platform != "linux" or version < OLDEST_LINUX:
+    if system != "linux" or version < OLDEST_LINUX:
         raise ConfigError(
-            f"zraft needs Linux 5.4 or newer (WSL2 included), and this is {sys.platform} {release}",
+            f"zraft needs Linux 5.4 or newer (WSL2 included), and this is {system} {release}",
             why="it watches processes through pidfds",
         )
 
