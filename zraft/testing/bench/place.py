@@ -22,6 +22,7 @@ from typing import NamedTuple, NoReturn
 import msgspec
 import psutil
 
+import zraft
 from zraft import __version__
 from zraft.client.control import Cluster, Settings, UpSpec
 from zraft.errors import ConfigError, NotRunning
@@ -82,25 +83,31 @@ def file_system(path: Path) -> str:
 
 
 def find_disk(wanted: str | None, environ: Mapping[str, str]) -> Path:
-    """Return a directory on a disk: the wanted one, else $TMPDIR, else `build/` below here.
+    """Return a directory on a disk: the wanted one, else $TMPDIR, else `build/` of the checkout.
 
     Raises:
-        ConfigError: the wanted one, or all of them, are in memory.
+        ConfigError: the wanted one, or all of them, are in memory; nothing was made there.
     """
     if wanted is not None:
         candidates = [Path(wanted)]
     else:
         candidates = [Path(environ["TMPDIR"])] if environ.get("TMPDIR") else []
-        candidates.append(Path("build"))
+        candidates.append(_build_directory())
     for path in candidates:
-        path.mkdir(parents=True, exist_ok=True)
         if file_system(path) not in MEMORY:
+            path.mkdir(parents=True, exist_ok=True)
             return path.resolve()
     raise ConfigError(
         f"{candidates[-1]} is not on a disk",
         why=f"it is on {file_system(candidates[-1])}, where nothing is durable",
         try_="--dir DIR, on a disk",
     )
+
+
+def _build_directory() -> Path:
+    """Return `build/` of the checkout that this runs from; installed, the working directory's."""
+    root = Path(zraft.__file__).parents[1]
+    return (root if (root / "pyproject.toml").is_file() else Path()) / "build"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,96 @@
+"""The measuring commands on a real cluster: a document comes out, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+PUT = ["put", "--nodes", "3", "--outstanding", "8", "--rounds", "1"]
+FIRST_LINE_MS = 60_000
+END_S = 30
+
+
+@contextmanager
+def bench(words: list[str], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m zraft.testing.bench …`, and end it."""
+    command = [sys.executable, "-m", "zraft.testing.bench", *words, "--dir", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def running_in(directory: Path) -> list[str]:
+    """Return the command lines of all living processes that work in a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = (entry / "environ").read_bytes()
+        except OSError:  # it ended meanwhile, or is not ours
+            continue
+        if os.fsencode(directory) in b"\0".join([*words, variables]):
+            found.append(b" ".join(words).decode())
+    return found
+
+
+def test_put_prints_a_document_and_leaves_nothing(tmp_path: Path) -> None:
+    """Both sides of a pair, their ratio, and what the machine could do in the same run."""
+    with bench([*PUT, "--count", "400", "--json"], tmp_path) as process:
+        out, err = process.communicate(timeout=FIRST_LINE_MS / 1000)
+    assert process.returncode == 0, err.decode()
+    document = json.loads(out)
+    assert document["schema"] == "zraft.bench.put/1"
+    assert document["host"]["directory"] == str(tmp_path.resolve())
+    assert document["machine"]["fdatasync_ms"] > 0
+    assert document["machine"]["round_trip_ms"] > 0
+    (cell,) = document["cells"]
+    (pair,) = cell["pairs"]
+    assert (cell["nodes"], cell["outstanding"]) == (3, 8)
+    ratio = pair["zraft"]["writes_per_s"] / pair["bare"]["writes_per_s"]
+    assert pair["ratio"] == pytest.approx(ratio)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    """In the middle of a load: every process ends, every file goes, the exit code says why."""
+    with bench([*PUT, "--count", "1000", "--rounds", "1000"], tmp_path) as process:
+        assert process.stderr is not None
+        poll = select.poll()
+        poll.register(process.stderr, select.POLLIN)
+        assert poll.poll(FIRST_LINE_MS), "no pair was measured"
+        assert b"ratio" in process.stderr.readline()
+        process.send_signal(number)
+        process.communicate(timeout=END_S)
+        assert process.returncode == 128 + number
+        assert list(tmp_path.iterdir()) == []
+    wait_until("all ended", lambda: running_in(tmp_path) == [] or None, timeout_ms=5_000)
+
+
+def test_a_bar_is_measured_by_the_commands_that_users_type(tmp_path: Path) -> None:
+    """Bar 1 in full: five starts of a stopped cluster; the exit code is that of the verdict."""
+    with bench(["bars", "--only", "1", "--json"], tmp_path) as process:
+        out, err = process.communicate(timeout=FIRST_LINE_MS / 1000)
+    document = json.loads(out)
+    (bar,) = document["bars"]
+    assert (bar["number"], len(bar["rounds"])) == (1, 5), err.decode()
+    assert bar["verdict"] in {"held", "missed", "not judged"}
+    assert process.returncode == (8 if bar["verdict"] == "missed" else 0)
+    assert list(tmp_path.iterdir()) == []
