@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from zraft import clock, procfs
 from zraft.api import NodeStatus
@@ -154,6 +154,7 @@ def live_cluster(
     nodes: int = 5,
     *,
     settings: Settings | None = None,
+    transport: Literal["ipc", "tcp"] = "ipc",
     environ: Mapping[str, str] | None = None,
     timeout_ms: int = 30_000,
 ) -> Iterator[LiveCluster]:
@@ -162,6 +163,7 @@ def live_cluster(
     Args:
         nodes: how many.
         settings: sections and keys that differ from the defaults.
+        transport: between nodes and to clients.
         environ: variables on top of this process's own.
         timeout_ms: for `up`.
     """
@@ -173,7 +175,9 @@ def live_cluster(
         key: value for key, value in os.environ.items() if not key.startswith("ZRAFT_CLUSTER")
     }
     variables |= {"ZRAFT_HOME": str(home), "XDG_RUNTIME_DIR": str(run), **(environ or {})}
-    spec = UpSpec(name=NAME, nodes=nodes, settings=settings, timeout_ms=timeout_ms)
+    spec = UpSpec(
+        name=NAME, nodes=nodes, settings=settings, transport=transport, timeout_ms=timeout_ms
+    )
     try:
         up = Cluster.up(spec, variables)
         live = LiveCluster(home, run, variables, Cluster.open(NAME, variables), up)
