@@ -130,14 +130,26 @@ def test_a_match_index_never_falls() -> None:
     solo.propose("a", "b")
     solo.flush()
     solo.ack(2, 3)
+    solo.propose("c", "d")
+    solo.flush()
     solo.ack(2, 2)
     solo.refuse(2, (2, 0))
     solo.refuse(2, (1, 9))
     assert solo.raft.state.leadership is not None
     progress = solo.raft.state.leadership.progress[2]
     assert (progress.match_index, solo.raft.commit_index) == (3, 3)
-    assert progress.next_index == 4
+    assert (progress.next_index, len(progress.inflights)) == (6, 1)
     assert progress.state is ProgressState.REPLICATE
+
+
+def test_a_refusal_that_tells_something_new_is_believed() -> None:
+    """The peer lost what was in flight: it is probed, never below what it acknowledged."""
+    solo = leader_with_replicating_peers()
+    solo.propose("a", "b")
+    solo.flush()
+    solo.ack(2, 2)
+    sent = solo.appends(solo.refuse(2, (3, 0)), 2)
+    assert [(m.prev_log_index, bodies(m)) for m in sent] == [(2, [b"b"])]
 
 
 @pytest.mark.parametrize("term", [0, 1])

@@ -17,7 +17,7 @@ from zraft.core.messages import (
     RequestVoteResponse,
 )
 from zraft.core.model import Entries, Role, Settings
-from zraft.core.notices import HintCancelled, HintTaken
+from zraft.core.notices import ElectionStarted, HintCancelled, HintTaken
 from zraft.core.progress import ProgressState
 from zraft.testing.core_cluster import CoreCluster
 from zraft.testing.solo import Solo
@@ -77,13 +77,33 @@ def test_the_pre_vote_is_repeated_every_20_ms_more_or_less_while_the_hint_stands
     solo = follower()
     take_hint(solo)
     solo.wait(hint_delay_ms(solo))
-    waits = []
-    for _ in range(200):
-        waits.append(hint_delay_ms(solo))
-        asked = solo.wait(hint_delay_ms(solo))
-        assert {m.dst for m in asked if isinstance(m, RequestVote) and m.pre_vote} == {2, 3, 4, 5}
+    waits, asked = [], 0
+    for _ in range(400):
+        deadline_ms = solo.raft.next_deadline_ms()
+        by_hint = deadline_ms == solo.now_ms + hint_delay_ms(solo)
+        sent = solo.wait(max(0, deadline_ms - solo.now_ms))
+        if by_hint:
+            waits.append(hint_delay_ms(solo))
+            asked += {m.dst for m in sent if isinstance(m, RequestVote)} == {2, 3, 4, 5}
+    assert asked == len(waits) > 200
     assert (min(waits), max(waits)) == (15, 25)
     assert len(set(waits)) == 11
+
+
+def test_a_hint_that_cannot_win_reports_no_more_elections_than_the_timeout() -> None:
+    """Without a majority the question is repeated for as long as it takes, quietly."""
+    cluster = CoreCluster(5)
+    cluster.elect(1)
+    for member_id in (1, 2, 3):
+        cluster.crash(member_id)
+    cluster.peer_down(4, 1)
+    cluster.peer_down(5, 1)
+    cluster.run(3_000)
+    started = [n for n in cluster.members[4].notices if isinstance(n, ElectionStarted)]
+    assert 10 <= len(started) <= 21
+    cluster.restart(2)
+    cluster.run(60)
+    assert len(cluster.leaders()) == 1
 
 
 def test_the_hint_is_repeated_also_after_a_majority_refused() -> None:

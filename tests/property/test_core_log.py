@@ -160,3 +160,12 @@ def test_a_log_is_up_to_date_by_last_term_then_by_length(
     mine = terms[-1] if terms else 0
     longer = last_term == mine and last_index >= len(terms)
     assert log.is_up_to_date(last_index, last_term) is (last_term > mine or longer)
+
+
+def test_a_log_owns_its_columns() -> None:
+    """What the disk handed over is not changed behind its back: Entries are never mutated."""
+    recovered = entries(1, [1, 1])
+    log = RaftLog(recovered)
+    log.append([2], [b"x"])
+    log.truncate_from(1)
+    assert (recovered.terms, len(recovered.payloads)) == ([1, 1], 2)

@@ -235,9 +235,15 @@ def cancel_hint(st: RaftState, peer: MemberId, term: int) -> None:
 
 
 def on_hint_deadline(st: RaftState) -> None:
-    """Try a pre-vote because of the hint, and again in 20 ms ± 25 %."""
+    """Try a pre-vote because of the hint, and again in 20 ms ± 25 %.
+
+    While it is undecided the question is repeated, to all who have not said yes; it is the same
+    attempt, so a cluster without a majority does not report fifty elections a second.
+    """
     hint = st.hint
     assert hint is not None
     hint.deadline_ms = st.now_ms + st.draw_ms(HINT_REPEAT_MIN_MS, HINT_REPEAT_MAX_MS)
-    if st.role in (Role.FOLLOWER, Role.PRE_CANDIDATE):
+    if st.role is Role.FOLLOWER:
         start_pre_vote(st, "hint")
+    elif st.role is Role.PRE_CANDIDATE:
+        ask_for_votes(st)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from zraft.core.model import NOBODY, HardState, Role
 from zraft.core.progress import ProgressState
+from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
 
 
@@ -80,5 +81,8 @@ def check_full(st: RaftState) -> None:
         if progress.state is ProgressState.PROBE:
             assert len(progress.inflights) == 0, progress
         assert len(progress.inflights) <= st.settings.max_inflight_messages
+    matches = [progress.match_index for progress in leadership.progress.values()]
+    held_index = reached_by_quorum([*matches, log.persisted_index], len(st.voters))
+    assert held_index <= st.commit_index or log.term(held_index) != st.term, "a commit was missed"
     for pending in leadership.pending_reads:
         assert pending.round <= leadership.round

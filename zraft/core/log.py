@@ -28,8 +28,8 @@ class RaftLog:
         """Start with what is on disk; all of it counts as persisted."""
         assert entries.first_index == 1, entries.first_index
         assert len(entries.terms) == len(entries.payloads)
-        self._terms = entries.terms
-        self._payloads = entries.payloads
+        self._terms = list(entries.terms)  # its own: it grows, and Entries are never mutated
+        self._payloads = list(entries.payloads)
         self.persisted_index = entries.last_index
         """Everything at and below is durable here."""
         self.saved_index = entries.last_index

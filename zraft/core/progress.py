@@ -6,8 +6,7 @@
     REPLICATE  optimistic: `next_index` moves with every send, many appends in flight
 
     SNAPSHOT   the entry before `next_index` is compacted away: a snapshot is under way. Its place
-    is
-               here; nothing compacts yet, so nothing enters it.
+               is here; nothing compacts yet, so nothing enters it.
 
 The window is bounded in messages *and* in bytes. `match_index` never falls: a late or reordered
 answer can't take back what is durable (raftos#25).

@@ -5,8 +5,7 @@ The process asks `raft.ready()` until it returns None, and does for each Ready, 
 1. Send `messages`. They may leave before the disk write because they promise nothing that is not
    durable: the term they carry is. (Followers' disks start while ours works, thesis §10.2.1.)
 2. If `must_persist`: write `hard_state` and `entries`, then sync **once**. If that fails the
-process
-   stops; it does not retry, and it says nothing.
+   process stops; it does not retry, and it says nothing.
 3. Send `messages_after_persist`: requests for votes and every reply. Durable, then spoken.
 4. Apply `committed` to the state machine, when it pleases, in order; report with
    `raft.on_applied(index)`. The next run of committed entries comes only after that, so that a node

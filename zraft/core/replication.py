@@ -227,16 +227,15 @@ def _back_up(st: RaftState, progress: Progress, m: AppendEntriesResponse) -> Non
     """Go back to where the logs may meet; ignore refusals that older sends explain.
 
     If the leader has the conflicting term too, the logs may agree up to its last entry of it;
-    otherwise not before the peer's first entry of it. A peer whose log was too short at a place
-    that it has acknowledged since, and a target that would not lower `next_index`, belong to
-    appends from before the last back-up. What was acknowledged is durable, so nothing goes back
-    below it.
+    otherwise not before the peer's first entry of it. A log that was too short, or had another
+    term, at a place that was acknowledged since, and a target that would not lower `next_index`,
+    belong to appends from before the last back-up. What was acknowledged is durable, so nothing
+    goes back below it.
     """
     target = m.conflict_index
-    if m.conflict_term == 0:
-        if target <= progress.match_index:
-            return
-    else:
+    if target <= progress.match_index and st.log.term(target) != m.conflict_term:
+        return
+    if m.conflict_term != 0:
         last_of_term = st.log.last_index_of_term(m.conflict_term)
         if last_of_term is not None and target <= last_of_term < progress.next_index - 1:
             target = last_of_term + 1
