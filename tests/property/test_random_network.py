@@ -16,6 +16,7 @@ import pytest
 
 from zraft.core.model import Role
 from zraft.core.state import RaftState
+from zraft.testing.core_cluster import CoreCluster
 from zraft.testing.interaction import Interaction
 
 WALKS = 40
@@ -240,3 +241,25 @@ def test_a_random_walk_is_safe_and_ends_well(seed: int) -> None:
     except AssertionError as error:
         script = "\n".join(walk.script)
         raise AssertionError(f"seed {seed}: {error}\nto see it again, run:\n{script}") from error
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_half_broken_network_keeps_a_leader_if_somebody_reaches_a_majority(seed: int) -> None:
+    """Pre-vote, CheckQuorum and stickiness together: terms stop growing (pitfalls 14)."""
+    chance = random.Random(seed)
+    members = chance.choice([3, 4, 5])
+    cluster = CoreCluster(members, seed=seed)
+    links = [(a, b) for a in cluster.members for b in cluster.members if a != b]
+    cut = chance.sample(links, chance.randint(1, len(links) // 2))
+    for src, dst in cut:
+        cluster.cut_one_way(src, dst)
+    reached = {
+        a: sum((a, b) not in cut and (b, a) not in cut for b in cluster.members)
+        for a in cluster.members
+    }
+    cluster.run(3_000)
+    terms = [cluster.raft(member_id).term for member_id in cluster.members]
+    if max(reached.values()) > members // 2:
+        assert cluster.leaders(), f"nobody leads; cut: {cut}"
+    cluster.run(3_000)
+    assert terms == [cluster.raft(member_id).term for member_id in cluster.members], cut
