@@ -24,6 +24,8 @@ the node with exit code 70.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import ClassVar
 
 EXIT_DATA = 65  # corrupt, wiped or foreign data
@@ -248,3 +250,13 @@ class InvalidCommand(RequestError):
 
     code = "invalid_command"
     exit_code = 2
+
+
+def say_last_words(text: str) -> None:
+    """Write why this process ends to its stderr, which may be a file on a full disk.
+
+    Unbuffered, and a failure is ignored: the exit code must say the reason, not that the reason
+    could not be written (Python ends with 120 when stderr can't be flushed).
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="backslashreplace"))

@@ -23,7 +23,13 @@ import msgspec
 from zraft._version import __version__
 from zraft.client.record import supervisor_dir
 from zraft.client.refusals import check_platform
-from zraft.errors import EXIT_LOCKED, EXIT_SOFTWARE, StorageError, ZraftError
+from zraft.errors import (
+    EXIT_LOCKED,
+    EXIT_SOFTWARE,
+    StorageError,
+    ZraftError,
+    say_last_words,
+)
 from zraft.node.signals import reset_inherited
 from zraft.storage.directory import LOCK_FILE, lock_holder
 from zraft.storage.files import PRIVATE_FILE
@@ -80,11 +86,11 @@ def main(
         ready_fd = None
         return supervisor.run()
     except ZraftError as error:
-        sys.stderr.write(f"{error}\n")
+        say_last_words(f"{error}\n")
         _say(ready_fd, {"error": msgspec.to_builtins(failure_of(error))})
         return error.exit_code
     except Exception as error:  # noqa: BLE001  # the top of the loop: a bug ends the process
-        traceback.print_exc()
+        say_last_words(traceback.format_exc())
         _say(ready_fd, {"error": {"code": "error", "message": f"bug: {error!r}", "exit_code": 70}})
         return EXIT_SOFTWARE
 

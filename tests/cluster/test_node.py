@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -375,3 +376,15 @@ def test_a_disk_that_refuses_ends_the_node_with_74(one: BareNodes) -> None:
     assert "cannot" in one.err("n1")
     failed = read_events(one.directory / "n1")[-1]
     assert (failed["event"], failed["exit_code"]) == ("node.failed", 74)
+
+
+def test_the_exit_code_says_the_reason_even_when_nothing_can_be_written() -> None:
+    """stderr may be a file on a full disk; the code is then all that tells why."""
+    with bare_nodes(1) as nodes, Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "zraft.node", "--dir", str(nodes.base / "none")],
+            stderr=full,
+            timeout=30,
+            check=False,
+        )
+        assert ended.returncode == 78

@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.harness import LiveCluster, live_cluster
 from zraft.client.sync import Client
 from zraft.errors import EXIT_LOCKED, SupervisorError
+from zraft.paths import EndpointKind
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def ports(live: LiveCluster) -> list[int]:
     """Return the tcp ports of all nodes, from the cluster file."""
     file = live.cluster.file
-    kinds = ("peer", "client")
+    kinds: tuple[EndpointKind, ...] = ("peer", "client")
     return [int(file.endpoint(n, k).rpartition(":")[2]) for n in file.names for k in kinds]
 
 

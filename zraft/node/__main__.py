@@ -19,7 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from zraft.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError, ZraftError
+from zraft.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError, ZraftError, say_last_words
 from zraft.node.signals import reset_inherited
 
 OLDEST_KERNEL = (5, 4)
@@ -30,7 +30,7 @@ def main() -> int:
     """Run one node to its end; return the exit code."""
     reset_inherited()
     if not __debug__:
-        sys.stderr.write(
+        say_last_words(
             "a node does not run under python -O\n"
             "why: its invariants are asserts, and going on past a broken one can lose data\n"
             "try: start it without -O, and without PYTHONOPTIMIZE\n"
@@ -43,10 +43,10 @@ def main() -> int:
             return 0
         return _run(arguments.dir, arguments.ready_fd)
     except ZraftError as error:
-        sys.stderr.write(f"{error}\n")
+        say_last_words(f"{error}\n")
         return error.exit_code
     except Exception:  # noqa: BLE001  # the top of the loop: a defect, with its traceback
-        traceback.print_exc()
+        say_last_words(traceback.format_exc())
         return EXIT_SOFTWARE
 
 
