@@ -1,0 +1,155 @@
+"""What the clients saw, held against what was committed.
+
+Two judges look at one history. The one here knows the log: every acknowledged operation names the
+index at which it happened, so real time, values and "at most once" are checked in linear time, the
+moment an answer arrives. The other one (`zraft.testing.linearizability`) knows nothing but the
+history, and looks at the end.
+
+An operation may see or follow what was committed, anywhere, before it was invoked: the floor. A
+linearizable read below its floor is stale; a write at or below its floor happened before it began.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zraft.core.model import EntryType
+from zraft.machine.kv_codec import Cas, Delete, Put, decode_command
+from zraft.testing.sim.trace import Violation
+from zraft.wire import Entry
+
+if TYPE_CHECKING:
+    from zraft.testing.sim.world import World
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One client operation. `status`: open, ok, fail (certainly not done), unknown."""
+
+    process: str
+    kind: str  # get, put, delete, cas
+    key: bytes
+    value: bytes | None
+    expected: bytes | None
+    body: bytes
+    invoke_us: int
+    floor: int
+    return_us: int = 0
+    status: str = "open"
+    output: object = None
+    index: int = 0
+    term: int = 0
+    committed_at: int = 0  # where a write with a value of its own was found in the log
+
+
+class History:
+    """See the module."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.operations: list[Operation] = []
+        self._by_body: dict[bytes, Operation] = {}
+        self._changes: dict[bytes, tuple[list[int], list[bytes | None]]] = {}
+        self._results: list[tuple[bytes, object] | None] = [None]  # by index: body and outcome
+
+    # What the log says
+
+    def on_committed(self, index: int, entry: Entry) -> None:
+        """Take the next committed entry: run it on the model."""
+        assert index == len(self._results)
+        if entry.type != EntryType.COMMAND:
+            self._results.append(None)
+            return
+        self._results.append((entry.body, self._apply(index, entry.body)))
+        operation = self._by_body.get(entry.body)
+        if operation is None:
+            return
+        if operation.committed_at:
+            where = f"{operation.committed_at} and {index}"
+            raise Violation(f"{operation.kind} {operation.value!r} is in the log twice: {where}")
+        operation.committed_at = index
+        if operation.status == "fail":
+            raise Violation(f"{operation.kind} {operation.value!r} failed, and is at {index}")
+        if operation.status == "unknown":
+            self._world.marks.reach("unknown_applied")
+
+    def _apply(self, index: int, body: bytes) -> object:
+        command = decode_command(body)
+        if isinstance(command, Put):
+            self._change(index, command.key, command.value)
+            return None
+        if isinstance(command, Cas):
+            succeeded = self.value_at(command.key, index) == command.expect
+            if succeeded:
+                self._change(index, command.key, command.value)
+            return succeeded
+        assert isinstance(command, Delete)
+        found = self.value_at(command.key, index) is not None
+        if found:
+            self._change(index, command.key, None)
+        return found
+
+    def _change(self, index: int, key: bytes, value: bytes | None) -> None:
+        indices, values = self._changes.setdefault(key, ([], []))
+        indices.append(index)
+        values.append(value)
+
+    def value_at(self, key: bytes, index: int) -> bytes | None:
+        """Return a key's value once everything up to `index` is applied."""
+        indices, values = self._changes.get(key, ([], []))
+        place = bisect_right(indices, index)
+        return values[place - 1] if place else None
+
+    # What the clients say
+
+    def invoke(self, operation: Operation) -> None:
+        """An operation begins."""
+        self.operations.append(operation)
+        if operation.kind in {"put", "cas"}:
+            self._by_body[operation.body] = operation
+
+    def on_ok(self, operation: Operation, index: int) -> None:
+        """An operation was answered; check it against the log.
+
+        Raises:
+            Violation: it is not in the log, at another place, out of its time, or has another
+                result.
+        """
+        operation.status, operation.index = "ok", index
+        kind, value = operation.kind, operation.value
+        if index >= len(self._results):
+            raise Violation(f"{kind} was answered at index {index}, which is not committed")
+        if kind == "get":
+            if index < operation.floor:
+                raise Violation(f"a stale read: at {index}, {operation.floor} was committed before")
+            expected = self.value_at(operation.key, index)
+            if operation.output != expected:
+                raise Violation(f"get {operation.key!r} at {index}: {operation.output!r}, "
+                                f"not {expected!r}")
+            return
+        if index <= operation.floor:
+            raise Violation(f"{kind} at {index}, but {operation.floor} was committed before")
+        if self._results[index] != (operation.body, operation.output):
+            raise Violation(f"{kind} {value!r} was answered with index {index}, which holds "
+                            f"{self._results[index]!r}")
+
+    def on_fail(self, operation: Operation) -> None:
+        """An operation certainly was not done, and will not be."""
+        operation.status = "fail"
+        if operation.committed_at:
+            raise Violation(f"{operation.kind} {operation.value!r} failed, and is in the log")
+
+    def on_unknown(self, operation: Operation) -> None:
+        """Nobody can say whether an operation was done."""
+        operation.status = "unknown"
+        if operation.committed_at:
+            self._world.marks.reach("unknown_applied")
+
+    def finish(self) -> None:
+        """The run is over: what is not in the log now was not applied."""
+        for operation in self.operations:
+            if operation.status == "unknown" and not operation.committed_at:
+                if operation.kind in {"put", "cas"}:
+                    self._world.marks.reach("unknown_not_applied")

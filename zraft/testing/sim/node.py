@@ -1,0 +1,475 @@
+"""One simulated process: a production `Server` with its core, log and machine, and its turns.
+
+A turn follows the order of the production loop: notice a stall, read peers, clients and answers to
+what was passed on, run timers, flush. It happens at one moment of the world; what it costs (syncs,
+above all) is added up in `local_us`, and the node is busy until then: it reads nothing, and what
+it says after a sync leaves after the sync.
+
+A process dies between two turns, or in the middle of one: a fuse counts down steps of the disk and
+of sending, and the world stops for this node where it burns out. So a crash may find a batch
+half-written, an entry sent and not stored, a vote stored and not sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zraft.api import Reply, Request
+from zraft.core.messages import Message
+from zraft.core.model import Configuration, MemberId, Role
+from zraft.core.notices import Notice
+from zraft.core.raft import Raft
+from zraft.core.ready import Ready
+from zraft.core.state import FAR_MS
+from zraft.errors import CorruptLogError, ForeignDataError, StorageError
+from zraft.machine.kv import KV
+from zraft.node.server import Server
+from zraft.testing.disk import Stopped
+from zraft.testing.sim.clock import NodeClock
+from zraft.testing.sim.storage import Shadow, SimStorage, make_disk
+from zraft.wire import EntryCodec
+
+if TYPE_CHECKING:
+    from zraft.testing.sim.world import World
+
+MIN_STALL_MS = 20
+PREPARE_BYTES = 8192
+STOP_PATIENCE_US = 500_000
+INBOX_LIMIT = 4096
+MAX_STEP_US = 10_000_000
+ROLES = tuple(Role)
+
+
+class WatchedRaft(Raft):
+    """The production core, and somebody who sees each Ready before it is handled."""
+
+    __slots__ = ("node",)
+    node: SimNode
+
+    def ready(self) -> Ready | None:
+        """Return what `Raft.ready` returns."""
+        ready = super().ready()
+        if ready is not None:
+            self.node.on_ready(ready)
+        return ready
+
+    def read(self, *, now_ms: int) -> int | None:
+        """Return what `Raft.read` returns."""
+        read_id = super().read(now_ms=now_ms)
+        if read_id is not None:
+            self.node.world.invariants.on_read_asked(self.node, read_id)
+        return read_id
+
+
+class SimNode:
+    """One member: its disk for ever, its process while it lives."""
+
+    def __init__(self, world: World, member_id: MemberId) -> None:
+        plan = world.plan
+        self.world = world
+        self.member_id = member_id
+        self.draws = world.draws(f"node {member_id}")
+        self.clock = NodeClock(
+            self.draws.between(1, 10_000_000_000), plan.drifts_ppm[member_id - 1]
+        )
+        self.disk = make_disk(member_id, Configuration(world.ids))
+        self.disk.on_step = self._on_disk_step
+        self.disk.short_write_bytes = plan.short_write_bytes
+        self.shadow = Shadow()
+        self.incarnation = 0
+        self.server: Server | None = None
+        self.raft: WatchedRaft
+        self.storage: SimStorage
+        self.inbox: list[Message] = []
+        self.requests: list[tuple[bytes, list[Request]]] = []
+        self.forward_replies: list[tuple[MemberId, list[Reply]]] = []
+        self.forward_losses: list[MemberId] = []
+        self.downs: list[tuple[MemberId, int]] = []
+        self._replies: list[tuple[bytes, Reply]] = []
+        self.fuse = 0  # steps until this process dies; 0: it does not
+        self.fuse_power = False
+        self.fuse_error = False
+        self.next_sync_us = 0  # what the next sync costs on top
+        self._forget()
+
+    def _forget(self) -> None:
+        """Everything that ends with the process."""
+        self.inbox, self.requests, self.forward_replies = [], [], []
+        self.forward_losses, self.downs, self._replies = [], [], []
+        self.local_us = self.busy_us = self.last_turn_us = self.overshoot_us = 0
+        self.paused = False
+        self.was_paused = self.was_stalled = False
+        self.wake_us = -1
+        self.stop_us: int | None = None
+        self._more = False
+        self._clock_reads = 0
+        self._to_prepare = self.world.plan.prepares
+
+    # Life and death
+
+    def start(self) -> None:
+        """Start the process: read the log, then follow."""
+        assert self.server is None
+        world, plan = self.world, self.world.plan
+        self._forget()
+        self.incarnation += 1
+        self.local_us = world.agenda.now_us + self.draws.between(1_000, 20_000)
+        storage = SimStorage(
+            self.member_id, self.disk, self.shadow, plan.segment_bytes, self._report
+        )
+        try:
+            recovered = storage.load()
+        except Stopped:
+            world.marks.reach("crash_in_start")
+            self._die(power=self.fuse_power, how="in start")
+            return
+        except StorageError as error:
+            self._on_storage_error(error)
+            return
+        if self.shadow.pending:
+            survived = self.shadow.settle(recovered)
+            world.marks.reach("batch_survived" if survived else "batch_lost")
+        else:
+            self.shadow.settle(recovered)
+        self.storage = storage
+        self.raft = WatchedRaft(
+            self.member_id,
+            recovered,
+            settings=plan.settings,
+            codec=EntryCodec(),
+            random=self.draws,
+            now_ms=self.clock.local_ms(self.local_us),
+        )
+        self.raft.node = self
+        self.server = Server(
+            raft=self.raft,
+            storage=storage,
+            peers=self,
+            machine=KV(),
+            replies=self,
+            forwards=self,
+            report=self._report,
+            on_notice=self._on_notice,
+            clock_ns=self._clock_ns,
+            limits=plan.limits,
+        )
+        world.network.on_start(self)
+        world.invariants.on_start(self)
+        world.trace.step(world.agenda.now_us, f"restart {self.member_id}")
+        self.busy_us = self.local_us
+        world.agenda.at(self.busy_us, self._on_disk_done, self.incarnation)
+
+    def crash(self, *, power: bool, how: str = "") -> None:
+        """End the process between two turns; with `power`, unsynced sectors are lost, too."""
+        if self.server is not None:
+            self._die(power=power, how=how)
+
+    def _die(self, *, power: bool, how: str) -> None:
+        world = self.world
+        self.server = None
+        self.fuse = 0
+        if power:
+            self.disk.cut_power(self.draws)
+        else:
+            self.disk.kill()
+        verb = f"crash {self.member_id}{' power' if power else ''}{' ' if how else ''}{how}"
+        world.trace.step(world.agenda.now_us, verb)
+        self._forget()
+        world.on_death(self)
+
+    def _on_storage_error(self, error: StorageError) -> None:
+        """The disk refused: the process ends, as production does; anything else is a violation."""
+        if not self.fuse_error or isinstance(error, CorruptLogError | ForeignDataError):
+            raise error
+        self.fuse_error = False
+        self._die(power=False, how="disk error")
+
+    def light_fuse(self, steps: int, *, power: bool = False, error: bool = False) -> None:
+        """Let the process end, or the disk fail, in so many steps."""
+        self.fuse, self.fuse_power, self.fuse_error = steps, power, error
+
+    def _burn(self, *, at_disk: Path | None = None) -> None:
+        self.fuse -= 1
+        if self.fuse > 0:
+            return
+        if self.fuse_error:
+            if at_disk is None:
+                self.fuse = 1  # the next step of the disk fails
+                return
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(at_disk))
+        raise Stopped
+
+    def _on_disk_step(self, step: str, path: Path) -> None:
+        if self.fuse:
+            self._burn(at_disk=path)
+        if step != "sync":
+            self.local_us += 5
+            return
+        plan, random = self.world.plan, self.draws.random
+        cost_us = int(plan.sync_us * (0.5 + random())) + self.next_sync_us
+        self.next_sync_us = 0
+        if plan.slow_sync and random() < plan.slow_sync:
+            cost_us += int(random() * plan.slow_sync_us)
+        self.local_us += min(cost_us, MAX_STEP_US)
+
+    def pause(self) -> None:
+        """Stop the process as SIGSTOP does."""
+        self.paused = self.was_paused = True
+
+    def resume(self) -> None:
+        """Let a paused process go on: it finds its deadlines passed and its inbox full."""
+        if not self.paused:
+            return
+        self.paused = False
+        now_us = self.world.agenda.now_us
+        if 0 <= self.wake_us < now_us:
+            self.overshoot_us += now_us - self.wake_us
+        self.maybe_turn()
+
+    # What arrives
+
+    def on_message(self, message: Message) -> None:
+        """A message of a peer that passed all checks."""
+        if len(self.inbox) < INBOX_LIMIT:
+            self.inbox.append(message)
+            self.maybe_turn()
+
+    def on_requests(self, client: bytes, requests: list[Request]) -> None:
+        """A frame of a client, or of a node that passes requests on."""
+        self.requests.append((client, requests))
+        self.maybe_turn()
+
+    def on_down(self, peer: MemberId, incarnation: int) -> None:
+        """The transport found that a peer's endpoint refuses, or says so wrongly."""
+        self.downs.append((peer, incarnation))
+        self.maybe_turn()
+
+    def maybe_turn(self) -> None:
+        """Run a turn now unless the process is paused, or busy with its disk."""
+        if (
+            self.server is not None
+            and not self.paused
+            and self.busy_us <= self.world.agenda.now_us
+        ):
+            self.turn()
+
+    def _on_wake(self, incarnation: int) -> None:
+        """A deadline may have come."""
+        now_us = self.world.agenda.now_us
+        if incarnation != self.incarnation or self.server is None or now_us != self.wake_us:
+            return
+        if self.paused or self.busy_us > now_us:
+            return  # whoever ends that runs a turn
+        deadline_ms = self.server.next_deadline_ms()
+        if self.clock.local_ms(now_us) < deadline_ms:
+            self._schedule_wake(deadline_ms)
+            return
+        self.world.agenda.events += 1
+        self.turn()
+
+    def _on_disk_done(self, incarnation: int) -> None:
+        """The disk has answered: the process reads again."""
+        if incarnation != self.incarnation or self.server is None or self.paused:
+            return
+        self.world.agenda.events += 1
+        deadline_ms = self.server.next_deadline_ms()
+        if self._more or self._has_input() or self.clock.local_ms(self.busy_us) >= deadline_ms:
+            self.maybe_turn()
+        else:
+            self._schedule_wake(deadline_ms)
+
+    def _has_input(self) -> bool:
+        return bool(
+            self.inbox
+            or self.requests
+            or self.downs
+            or self.forward_replies
+            or self.forward_losses
+            or self.stop_us is not None
+        )
+
+    def _on_more(self, incarnation: int) -> None:
+        if incarnation == self.incarnation:
+            self.maybe_turn()
+
+    # A turn
+
+    def turn(self) -> None:
+        """Do what the production loop does once; see the module."""
+        server, world = self.server, self.world
+        assert server is not None
+        agenda = world.agenda
+        now_us = self.local_us = agenda.now_us
+        self._clock_reads = 0
+        try:
+            more = self._more = self._take_turn(server, now_us)
+        except Stopped:
+            world.marks.reach("crash_in_flush")
+            self._die(power=self.fuse_power, how="in flush")
+            return
+        except StorageError as error:
+            self._on_storage_error(error)
+            return
+        if self._replies:
+            self._send_replies()
+        self.last_turn_us = self.local_us - now_us
+        if self.last_turn_us:
+            self.busy_us = self.local_us
+            agenda.at(self.local_us, self._on_disk_done, self.incarnation)
+        elif more or self.inbox:
+            agenda.at(now_us + 20, self._on_more, self.incarnation)
+        world.invariants.on_turn(self)
+        if self.stop_us is not None and self._has_stopped(server):
+            return
+        self._schedule_wake(server.next_deadline_ms())
+
+    def _take_turn(self, server: Server, now_us: int) -> bool:
+        now_ms = self.clock.local_ms(now_us)
+        late_ms = (self.last_turn_us + self.overshoot_us) // 1000
+        self.overshoot_us = 0
+        plan = self.world.plan
+        if late_ms > max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2):
+            if late_ms > plan.settings.election_min_ms:
+                self.was_stalled = True
+            if plan.stall_grace:
+                server.on_stall(late_ms, now_ms=now_ms)
+        if self.inbox:
+            self._read_inbox(server, now_ms)
+        if self.downs:
+            downs, self.downs = self.downs, []
+            for peer, incarnation in downs:
+                server.on_peer_down(peer, incarnation, now_ms=now_ms)
+        if self.requests:
+            requests, self.requests = self.requests, []
+            for client, batch in requests:
+                server.on_requests(client, batch, now_ms=now_ms)
+        if self.forward_replies or self.forward_losses:
+            self._read_forwards(server, now_ms)
+        server.on_timer(now_ms=now_ms, inbox_empty=not self.inbox)
+        more = server.flush(now_ms=now_ms)
+        if self._to_prepare and not more and self.local_us == now_us:
+            self._to_prepare = self.storage.prepare(PREPARE_BYTES)
+        if more:
+            self.world.marks.reach("apply_slice")
+        return more
+
+    def _read_inbox(self, server: Server, now_ms: int) -> None:
+        limit = self.world.plan.inbox_frames
+        inbox, self.inbox = self.inbox[:limit], self.inbox[limit:]
+        for message in inbox:
+            server.on_message(message, now_ms=now_ms)
+        if self.inbox:
+            self.world.marks.reach("busy_inbox")
+
+    def _read_forwards(self, server: Server, now_ms: int) -> None:
+        answered, self.forward_replies = self.forward_replies, []
+        for leader, replies in answered:
+            server.on_forward_replies(leader, replies, now_ms=now_ms)
+        lost, self.forward_losses = self.forward_losses, []
+        for leader in lost:
+            server.on_forward_lost(leader, now_ms=now_ms)
+
+    def _schedule_wake(self, deadline_ms: int) -> None:
+        """Wake exactly at the next deadline; one that came later meanwhile is found on waking."""
+        if deadline_ms >= FAR_MS:
+            return
+        agenda = self.world.agenda
+        when_us = max(self.clock.true_us(deadline_ms), agenda.now_us, self.busy_us)
+        if self.wake_us <= agenda.now_us or when_us < self.wake_us:
+            self.wake_us = when_us if when_us > agenda.now_us else agenda.now_us + 1
+            agenda.at(self.wake_us, self._on_wake, self.incarnation)
+
+    # Stopping in order
+
+    def stop(self) -> None:
+        """Ask the process to stop in order."""
+        if self.server is None or self.stop_us is not None:
+            return
+        now_us = self.world.agenda.now_us
+        self.stop_us = now_us + STOP_PATIENCE_US
+        self.world.trace.step(now_us, f"stop {self.member_id}")
+        self.server.prepare_stop(now_ms=self.clock.local_ms(now_us))
+        self.world.agenda.at(self.stop_us, self._on_more, self.incarnation)
+        self.maybe_turn()
+
+    def _has_stopped(self, server: Server) -> bool:
+        agenda = self.world.agenda
+        if not server.drained and (self.stop_us or 0) > agenda.now_us:
+            return False
+        led = self.raft.role is Role.LEADER
+        try:
+            server.finish_stop(now_ms=self.clock.local_ms(agenda.now_us))
+            server.flush(now_ms=self.clock.local_ms(agenda.now_us))
+        except Stopped:
+            self._die(power=self.fuse_power, how="in stop")
+            return True
+        except StorageError as error:
+            self._on_storage_error(error)
+            return True
+        self._send_replies()
+        if led:
+            self.world.marks.reach("stopped_in_order")
+        self._die(power=False, how="stopped")
+        return True
+
+    # What the server calls
+
+    def send(self, messages: list[Message]) -> None:
+        """`Peers.send`: check that it may be said, and put it on its way."""
+        if self.fuse:
+            self._burn()
+        self.world.invariants.on_send(self, messages)
+        self.world.network.send(self, messages, self.local_us)
+
+    def receive(self, limit: int) -> list[Message]:
+        """`Peers.receive`: a simulated node is given its messages."""
+        raise AssertionError("the simulated loop reads the inbox itself")
+
+    def reply(self, client: bytes, reply: Reply) -> None:
+        """`ReplyPort.reply`: replies leave at the end of the turn."""
+        self._replies.append((client, reply))
+
+    def forward(self, leader: MemberId, requests: list[Request]) -> bool:
+        """`ForwardPort.forward`: taken if the leader's process is there, as far as this one sees.
+
+        A cut link loses what was taken; that is what a connection without an end looks like.
+        """
+        if self.world.nodes[leader].server is None:
+            return False
+        self.world.marks.reach("forwarded_request")
+        self.world.carry_forward(self, leader, requests)
+        return True
+
+    def _send_replies(self) -> None:
+        replies, self._replies = self._replies, []
+        frames: dict[bytes, list[Reply]] = {}
+        for client, reply in replies:
+            frames.setdefault(client, []).append(reply)
+        for client, batch in frames.items():
+            self.world.carry_replies(self, client, batch)
+
+    def on_ready(self, ready: Ready) -> None:
+        """The core handed out a Ready, which is handled next."""
+        world = self.world
+        world.trace.ready(world.agenda.now_us, self.member_id, ready)
+        world.invariants.on_ready(self, ready)
+
+    def _on_notice(self, notice: Notice) -> None:
+        self.world.invariants.on_notice(self, notice)
+
+    def _clock_ns(self) -> int:
+        self._clock_reads += 1
+        if self._clock_reads > 1 and self.world.plan.apply_us:
+            self.local_us += self.draws.below(self.world.plan.apply_us)
+        return self.local_us * 1000
+
+    def _report(self, event: str, /, **fields: object) -> None:
+        if event == "storage.tail_repaired":
+            self.world.marks.reach("wal_torn")
+        elif event == "storage.segment_rotated":
+            self.world.marks.reach("segment_rotated")
+            self._to_prepare = self.world.plan.prepares
+        assert event != "apply.failed", fields

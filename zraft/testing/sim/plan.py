@@ -1,0 +1,164 @@
+"""What a seed decides before anything happens (swarm testing).
+
+Each kind of fault is on or off for a whole seed, and those that are on have their own rates: a run
+that suffers from everything at once hides what a run with two faults shows. Settings are drawn,
+too: small windows, batches and segments make rare paths common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zraft.core.model import Settings
+from zraft.node.ports import Limits
+from zraft.testing.sim.draws import Draws
+
+FAULTS = (
+    "kill",
+    "power",
+    "crash-at-step",
+    "outage",
+    "pause",
+    "stall",
+    "isolate",
+    "partition",
+    "one-way",
+    "bridge",
+    "cut-link",
+    "bad-links",
+    "clock-jump",
+    "wrong-hint",
+    "campaign",
+    "step-down",
+    "disk-error",
+    "stop",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that stays the same during one run. Probabilities are per message or per sync."""
+
+    seed: int
+    nodes: int
+    settings: Settings
+    limits: Limits
+    stall_grace: bool
+    codec: bool  # every frame goes through the production codec and header filter
+    segment_bytes: int
+    short_write_bytes: int | None
+    prepares: bool
+    inbox_frames: int  # taken in one turn
+
+    latency_us: int
+    jitter_us: int
+    drop: float
+    duplicate: float
+    reorder: float  # overtaken by up to twenty times the latency
+    fifo: bool
+
+    sync_us: int
+    slow_sync: float
+    slow_sync_us: int
+    apply_us: int  # per look at the clock while applying
+
+    drifts_ppm: tuple[int, ...]
+    hint: float  # that a survivor hears of a death at once
+    late_hint: float
+
+    faults: tuple[tuple[str, float], ...]  # kind and weight
+    fault_gap_us: int  # mean
+    aims_at_leader: float
+    down_us: int  # mean time until a dead node is started again
+    fault_us: int  # mean length of a pause or a cut
+
+    clients: int
+    processes: int
+    think_us: int  # mean
+    timeout_ms: int
+    keys: int
+    heals_all: bool
+
+
+def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
+    """Return what `seed` decides; `nodes` overrides the number of members."""
+    draws = Draws(seed, "plan")
+    drawn_nodes = draws.weighted(((3, 46.0), (5, 38.0), (1, 4.0), (2, 4.0), (4, 4.0), (7, 4.0)))
+    count = drawn_nodes if nodes is None else nodes
+    settings = _draw_settings(draws)
+    clean_links = draws.chance(0.4)
+    drifts = draws.chance(0.5)
+    jitter = draws.pick((50, 200, 1000, 4000))
+    limit_ms = settings.election_max_ms
+    return Plan(
+        seed=seed,
+        nodes=count,
+        settings=settings,
+        limits=Limits(
+            max_waiting_requests=draws.pick((10_000, 200, 20)),
+            max_parked_requests=draws.pick((1000, 10)),
+        ),
+        stall_grace=draws.chance(0.85),
+        codec=draws.chance(0.35),
+        segment_bytes=draws.pick((4096, 16384, 65536, 65536)),
+        short_write_bytes=draws.pick((512, 1500)) if draws.chance(0.15) else None,
+        prepares=draws.chance(0.5),
+        inbox_frames=draws.pick((512, 512, 512, 4, 1)),
+        latency_us=draws.pick((50, 150, 500, 2000)),
+        jitter_us=jitter,
+        drop=0.0 if clean_links else draws.pick((0.0, 0.005, 0.02, 0.1)),
+        duplicate=0.0 if clean_links else draws.pick((0.0, 0.01, 0.1)),
+        reorder=0.0 if clean_links else draws.pick((0.0, 0.01, 0.1)),
+        fifo=draws.chance(0.6),
+        sync_us=draws.pick((100, 300, 1000, 4000)),
+        slow_sync=draws.pick((0.0, 0.0, 0.002, 0.01)),
+        slow_sync_us=draws.pick((30_000, 150_000, 600_000)),
+        apply_us=draws.pick((0, 0, 50, 1500)),
+        drifts_ppm=tuple(
+            draws.between(-50_000, 50_000) if drifts else 0 for _ in range(count)
+        ),
+        hint=draws.pick((0.0, 0.9, 1.0)),
+        late_hint=draws.pick((0.0, 0.1, 0.5)),
+        faults=_draw_faults(draws),
+        fault_gap_us=draws.between(150_000, 400_000),
+        aims_at_leader=draws.pick((0.2, 0.5, 0.8)),
+        down_us=draws.pick((20_000, 200_000, 800_000)),
+        fault_us=draws.pick((limit_ms, 2 * limit_ms, 5 * limit_ms)) * 1000,
+        clients=draws.between(2, 4),
+        processes=draws.between(10, 16),
+        think_us=draws.pick((40_000, 60_000)),
+        timeout_ms=draws.pick((500, 1000, 3000)),
+        keys=draws.between(2, 6),
+        heals_all=draws.chance(0.5),
+    )
+
+
+def _draw_settings(draws: Draws) -> Settings:
+    low_ms, high_ms, beat_ms = draws.weighted(
+        (
+            ((150, 300, 50), 70.0),
+            ((50, 100, 15), 10.0),
+            ((100, 400, 20), 10.0),
+            ((150, 165, 50), 10.0),
+        )
+    )
+    safe = draws.chance(0.8)
+    return Settings(
+        election_min_ms=low_ms,
+        election_max_ms=high_ms,
+        heartbeat_ms=beat_ms,
+        pre_vote=safe or draws.chance(0.5),
+        check_quorum=safe or draws.chance(0.5),
+        disconnect_hint=draws.chance(0.8),
+        max_inflight_messages=draws.pick((64, 64, 4, 1)),
+        max_inflight_bytes=draws.pick((1 << 20, 400)),
+        max_batch_bytes=draws.pick((256 << 10, 256 << 10, 300, 1)),
+        apply_batch_entries=draws.pick((1000, 1000, 7)),
+    )
+
+
+def _draw_faults(draws: Draws) -> tuple[tuple[str, float], ...]:
+    chosen = [(kind, 0.2 + draws.random()) for kind in FAULTS if draws.chance(0.5)]
+    while len(chosen) < 3:
+        chosen = [(kind, 0.2 + draws.random()) for kind in FAULTS if draws.chance(0.5)]
+    return tuple(chosen)

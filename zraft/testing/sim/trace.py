@@ -1,0 +1,73 @@
+"""What happened: a hash over everything, and the last steps in the words of interaction files.
+
+The hash covers every step with its time, so two runs with the same hash are the same run. Steps are
+kept as values and become text only when somebody wants to read them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from hashlib import blake2b
+
+from zraft.core.messages import AppendEntries, Message
+from zraft.core.ready import Ready
+from zraft.testing.compact import message_text, ready_text
+
+STEPS_KEPT = 400
+
+
+class Violation(AssertionError):
+    """A property that must hold was found broken; the text says which, and how."""
+
+
+class Trace:
+    """See the module."""
+
+    def __init__(self, steps: int = STEPS_KEPT) -> None:
+        """Keep the last `steps` steps for people."""
+        self._hash = blake2b(digest_size=16)
+        self._steps: deque[tuple[int, str, object]] = deque(maxlen=steps)
+        self._keep = self._steps.append
+        self._update = self._hash.update
+
+    def message(self, now_us: int, verb: str, message: Message) -> None:
+        """Note that a message was delivered, lost or doubled."""
+        if type(message) is AppendEntries:
+            self._update(b"%d%r%d" % (now_us, message[:7], len(message.entries.terms)))
+        else:
+            self._update(b"%d%r" % (now_us, tuple(message)))
+        self._keep((now_us, verb, message))
+
+    def ready(self, now_us: int, member_id: int, ready: Ready) -> None:
+        """Note that a node handles a Ready. The states it leads to are noted by `state`."""
+        self._keep((now_us, "ready", (member_id, ready)))
+
+    def state(self, *numbers: int) -> None:
+        """Add numbers to the hash alone."""
+        self._update(b"%r" % (numbers,))
+
+    def step(self, now_us: int, text: str) -> None:
+        """Note anything else, as it stands in an interaction file."""
+        self._update(b"%d" % now_us + text.encode())
+        self._keep((now_us, text, None))
+
+    def hexdigest(self) -> str:
+        """Return the hash of all so far."""
+        return self._hash.hexdigest()
+
+    def lines(self) -> list[str]:
+        """Return the steps that are kept, as text."""
+        lines: list[str] = []
+        shown_ms = -1
+        for now_us, verb, value in self._steps:
+            if now_us // 1000 != shown_ms:
+                shown_ms = now_us // 1000
+                lines.append(f"at {shown_ms}ms")
+            if verb == "ready":
+                assert isinstance(value, tuple)
+                lines += ready_text(value[0], value[1])
+            elif value is None:
+                lines.append(verb)
+            else:
+                lines.append(f"{verb} {message_text(value)}")  # type: ignore[arg-type]  # a message
+        return lines
