@@ -198,8 +198,8 @@ class Echoed(Fault):
 def test_a_rule_may_hold_frames_back_and_double_them(net: Net) -> None:
     """Two copies leave, two of each arrive: four messages, the last of them later."""
     first, second = net.pair()
-    first.links.add(Echoed(1, ()))
-    second.links.add(Echoed(1, ()))
+    first.links.add(Echoed("f1", ()))
+    second.links.add(Echoed("f1", ()))
     first.vote(2, 5)
     took_ms = net.run(lambda: len(second.inbox) == 4)
     assert second.numbers(1) == [5, 5, 5, 5]

@@ -71,7 +71,7 @@ def test_heal_ends_one_fault_or_all() -> None:
     first, second, third = links.isolate([2]), links.isolate([2]), links.isolate([3])
     assert links.heal(first.fault_id) == [first]
     assert not leaves(links, 2)
-    assert links.heal(12345) == []
+    assert links.heal("f12345") == []
     assert links.heal() == [second, third]
     assert not links.active
     assert leaves(links, 2)
@@ -102,8 +102,8 @@ def test_rules_apply_one_after_the_other_and_repeat_from_their_seed() -> None:
     times = []
     for _ in range(2):
         links = make_links()
-        links.add(Doubled(1, ()))
-        links.add(Doubled(2, ()))
+        links.add(Doubled("f1", ()))
+        links.add(Doubled("f2", ()))
         copies = links.outgoing(2, 0, 3, FRAME, 10)
         assert len(copies) == 4
         assert copies[0] == (10, FRAME)

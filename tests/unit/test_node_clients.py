@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from zraft.node.clients import (
     RequestBatch,
 )
 from zraft.node.rejects import REPORT_EVERY_MS, Rejects
+from zraft.transport.links import Cut, Links
 
 CLUSTER = b"cluster8"
 LEADER = 7
@@ -49,6 +51,7 @@ class Bench:
         self.node_endpoint = f"ipc://{directory}/node"
         self.leader_endpoint = f"ipc://{directory}/leader"
         self.pollers: dict[ClientSockets, zmq.Poller] = {}
+        self.links = Links(random.Random(1))
         self.rejects = Rejects(lambda _event, **fields: self.reports.append(fields))
         self.node = self.sockets()
         self.node.bind(self.node_endpoint)
@@ -63,6 +66,7 @@ class Bench:
             cluster=CLUSTER,
             endpoint_of={LEADER: self.leader_endpoint}.get,
             rejects=self.rejects,
+            links=self.links,
         )
         self.pollers[found] = poller
         return found
@@ -282,6 +286,56 @@ def test_answers_that_arrived_come_before_the_loss(bench: Bench) -> None:
     assert [r for batch in found for r in batch.replies] == [reply(1)]
     assert [batch.lost for batch in found][-1] is True
     assert not bench.node.can_forward(LEADER)
+
+
+def test_an_answer_that_nobody_read_survives_the_end_of_its_connection(bench: Bench) -> None:
+    """A write that was acknowledged right before the leader died is not reported unknown."""
+    leader = bench.leader()
+    bench.connect()
+    assert bench.node.forward(LEADER, [request(1)])
+    (batch,) = bench.receive(leader)
+    leader.reply(batch.client, reply(1))
+    leader.flush_replies()
+    poller = bench.pollers[bench.node]
+    bench.until(lambda: bool(poller.poll(10)))
+    leader.close(1000)
+
+    def ended() -> bool:
+        sockets = [s for s, _ in poller.poll(10) if isinstance(s, zmq.Socket)]
+        return any(s.getsockopt(zmq.TYPE) == zmq.PAIR for s in sockets)
+
+    bench.until(ended)
+    found = bench.forwarded(lambda batches: any(batch.lost for batch in batches))
+    assert [r for batch in found for r in batch.replies] == [reply(1)]
+
+
+def test_nothing_is_forwarded_through_a_cut(bench: Bench) -> None:
+    """Cut on the way out: False, and nothing was sent. Healed, the same link serves."""
+    leader = bench.leader()
+    bench.connect()
+    fault = bench.links.add(Cut("f1", to=[LEADER], from_=[]))
+    assert not bench.node.forward(LEADER, [request(1)])
+    assert fault.hits == 1
+    bench.links.heal()
+    assert bench.node.forward(LEADER, [request(2)])
+    (batch,) = bench.receive(leader)
+    assert batch.requests == [request(2)]
+
+
+def test_answers_do_not_come_back_through_a_cut(bench: Bench) -> None:
+    """Cut on the way back: the answer vanishes, the link is not lost, the next answer arrives."""
+    leader = bench.leader()
+    bench.connect()
+    assert bench.node.forward(LEADER, [request(1)])
+    (batch,) = bench.receive(leader)
+    fault = bench.links.add(Cut("f1", to=[], from_=[LEADER]))
+    leader.reply(batch.client, reply(1))
+    leader.flush_replies()
+    assert bench.forwarded(lambda _: fault.hits == 1) == []
+    bench.links.heal()
+    leader.reply(batch.client, reply(2))
+    leader.flush_replies()
+    assert bench.forwarded(bool) == [ForwardBatch(LEADER, [reply(2)], lost=False)]
 
 
 def test_a_lost_leader_is_reached_again_when_it_is_back(bench: Bench) -> None:

@@ -15,8 +15,16 @@ requests wait.
 
 A forwarding DEALER that lost its connection is closed, never re-used: what was sent on it and not
 answered may have been applied or not, and that is what `lost` says. Answers that had arrived before
-are delivered first. A new DEALER is made for the next request. Its inbound frames have no limit of
-size: a connecting socket that refuses a frame is dead for good, and the leader splits its replies.
+are delivered first; for that IMMEDIATE is off: with it, libzmq 4.3.5 drops what has arrived and was
+not read yet when a connection ends, and a write that the leader acknowledged before it died would
+look unknown. What it guards against can not happen here, since nothing is sent before the handshake
+and nothing is kept after a loss. A new DEALER is made for the next request. Its inbound frames have
+no limit of size: a connecting socket that refuses a frame is dead for good, and the leader splits
+its replies.
+
+What a fault cuts between two nodes is cut for forwarding, too, or an isolated node would reach the
+leader through the back door: nothing is sent, and answers vanish, so that requests under way stay
+without one, as in a real partition, until their deadlines.
 """
 
 from __future__ import annotations
@@ -35,6 +43,7 @@ from zraft.core.model import NOBODY, MemberId
 from zraft.errors import DecodeError, VersionError
 from zraft.node.rejects import Rejects
 from zraft.transport.bind import HANDSHAKE_MS, make_router, set_tcp_options
+from zraft.transport.links import Links
 from zraft.wire import (
     MAX_CLIENT_FRAME_BYTES,
     MAX_REQUEST_BYTES,
@@ -98,18 +107,22 @@ class ClientSockets:
         cluster: bytes,
         endpoint_of: Callable[[MemberId], str | None],
         rejects: Rejects,
+        links: Links,
     ) -> None:
         """Open nothing yet.
 
         Args:
             cluster: the cluster id, eight bytes.
             endpoint_of: a member's client endpoint; None for unknown members and for this node.
+            rejects: counts what is no request or reply.
+            links: the faults between this node and the others.
         """
         self._context = context
         self._poller = poller
         self._cluster = cluster
         self._endpoint_of = endpoint_of
         self._rejects = rejects
+        self._faults = links
         self._router: zmq.Socket[bytes] | None = None
         self._links: dict[MemberId, _Link] = {}
         self._broken: list[ForwardBatch] = []
@@ -242,8 +255,12 @@ class ClientSockets:
 
         When only a part of them could be sent, the link is closed and `lost` tells of all of them.
         """
+        if self._faults.active and self._faults.cut(leader, outgoing=True):
+            return False
         link = self._links.get(leader) or self._connect(leader)
-        if link is None or any(len(request.body) > MAX_REQUEST_BYTES for request in requests):
+        if link is None or not link.connected:
+            return False
+        if any(len(request.body) > MAX_REQUEST_BYTES for request in requests):
             return False
         limit_bytes = MAX_CLIENT_FRAME_BYTES - _FRAME_HEAD_BYTES
         for position, group in enumerate(_groups(requests, limit_bytes)):
@@ -284,7 +301,7 @@ class ClientSockets:
             return None
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.IMMEDIATE, 0)
         dealer.setsockopt(zmq.SNDHWM, 1000)
         dealer.setsockopt(zmq.RCVHWM, 0)
         dealer.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -331,6 +348,8 @@ class ClientSockets:
                 parts = link.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            if self._faults.active and self._faults.cut(link.leader, outgoing=False):
+                continue
             try:
                 if len(parts) != 1:
                     raise DecodeError("a reply is one frame")

@@ -191,15 +191,17 @@ class NodeProcess:
         self._stack.callback(context.destroy, linger=0)
         self._stack.callback(self._unlink_sockets)
         poller, rejects = zmq.Poller(), Rejects(telemetry.emit)
+        links = Links(random.Random())
         clients = ClientSockets(
             context,
             poller,
             cluster=plan.cluster.cluster_bytes,
             endpoint_of=self._client_endpoint,
             rejects=rejects,
+            links=links,
         )
         self._stack.callback(clients.close, LINGER_MS)
-        peers = self._make_peers(context)
+        peers = self._make_peers(context, links)
         machine = KV()
         server = self._make_server(raft, storage, peers, clients, machine)
         control = Control(
@@ -265,7 +267,7 @@ class NodeProcess:
         telemetry.context = lambda: self._moment(server)
         return server
 
-    def _make_peers(self, context: zmq.Context[zmq.Socket[bytes]]) -> PeerSockets:
+    def _make_peers(self, context: zmq.Context[zmq.Socket[bytes]], links: Links) -> PeerSockets:
         cluster = self.plan.cluster
         peers = PeerSockets(
             context,
@@ -276,7 +278,7 @@ class NodeProcess:
             endpoints={
                 member: cluster.endpoint(name, "peer") for member, name in self.plan.names.items()
             },
-            links=Links(random.Random()),
+            links=links,
             report=self.telemetry.emit,
             now_ms=clock.now_ms,
             label=self.plan.name_of,

@@ -28,13 +28,14 @@ class Delivery(NamedTuple):
 class Fault:
     """A rule in force. `peers` empty means everybody; `until_ms` None means until healed.
 
-    `hits` counts the frames that the rule dropped or changed.
+    `until_ms` may be moved: a lease is renewed so. `hits` counts the frames that the rule dropped
+    or changed. A rule that says nothing about a direction lets its frames pass.
     """
 
     kind = "fault"
 
     def __init__(
-        self, fault_id: int, peers: Collection[MemberId], until_ms: int | None = None
+        self, fault_id: str, peers: Collection[MemberId], until_ms: int | None = None
     ) -> None:
         """Make a rule; `Links` puts it in force."""
         self.fault_id = fault_id
@@ -50,41 +51,79 @@ class Fault:
         """Return the rule for people: its kind and the names of the members it is about."""
         return f"{self.kind} {', '.join(sorted(map(label, self.peers))) or 'all'}"
 
+    def cuts(self, peer: MemberId, *, outgoing: bool) -> bool:
+        """Return whether nothing at all passes to (or from) `peer`."""
+        del peer, outgoing
+        return False
+
     def outgoing(
         self, dst: MemberId, lane: int, kind: int, delivery: Delivery, random: Random
     ) -> list[Delivery]:
         """Return what leaves in place of `delivery`, which was on its way to `dst`."""
-        raise AssertionError(f"{type(self).__name__} has no rule for frames that leave")
+        del dst, lane, kind, random
+        return [delivery]
 
     def incoming(
         self, src: MemberId, lane: int, kind: int, delivery: Delivery, random: Random
     ) -> list[Delivery]:
         """Return what arrives in place of `delivery`, which came from `src`."""
-        raise AssertionError(f"{type(self).__name__} has no rule for frames that arrive")
+        del src, lane, kind, random
+        return [delivery]
 
 
-class Isolate(Fault):
-    """Drop everything to and from the given members."""
+class Cut(Fault):
+    """Drop everything to the members `to`, and everything from the members `from_`."""
 
-    kind = "isolate"
+    def __init__(
+        self,
+        fault_id: str,
+        to: Collection[MemberId],
+        from_: Collection[MemberId],
+        until_ms: int | None = None,
+        *,
+        kind: str = "partition",
+    ) -> None:
+        """Make a rule; `kind` is its name for people."""
+        super().__init__(fault_id, {*to, *from_}, until_ms)
+        self.kind = kind
+        self.to = frozenset(to)
+        self.from_ = frozenset(from_)
+
+    def cuts(self, peer: MemberId, *, outgoing: bool) -> bool:
+        """Return whether nothing at all passes to (or from) `peer`."""
+        return peer in (self.to if outgoing else self.from_)
 
     def outgoing(
         self, dst: MemberId, lane: int, kind: int, delivery: Delivery, random: Random
     ) -> list[Delivery]:
         """Let nothing leave to the members this rule is about."""
-        return self._drop(dst, delivery)
+        return self._drop(delivery, cut=self.cuts(dst, outgoing=True))
 
     def incoming(
         self, src: MemberId, lane: int, kind: int, delivery: Delivery, random: Random
     ) -> list[Delivery]:
         """Let nothing arrive from the members this rule is about."""
-        return self._drop(src, delivery)
+        return self._drop(delivery, cut=self.cuts(src, outgoing=False))
 
-    def _drop(self, peer: MemberId, delivery: Delivery) -> list[Delivery]:
-        if not self.concerns(peer):
+    def _drop(self, delivery: Delivery, *, cut: bool) -> list[Delivery]:
+        if not cut:
             return [delivery]
         self.hits += 1
         return []
+
+
+class Isolate(Cut):
+    """Drop everything to and from the given members; nobody named means everybody."""
+
+    def __init__(
+        self, fault_id: str, peers: Collection[MemberId], until_ms: int | None = None
+    ) -> None:
+        """Make a rule."""
+        super().__init__(fault_id, peers, peers, until_ms, kind="isolate")
+
+    def cuts(self, peer: MemberId, *, outgoing: bool) -> bool:
+        """Return whether nothing at all passes to (or from) `peer`."""
+        return self.concerns(peer)
 
 
 class Links:
@@ -103,7 +142,7 @@ class Links:
     def isolate(self, peers: Collection[MemberId] = (), *, until_ms: int | None = None) -> Fault:
         """Drop everything to and from `peers` (nobody named: everybody) until `until_ms`."""
         self._last_id += 1
-        return self.add(Isolate(self._last_id, peers, until_ms))
+        return self.add(Isolate(f"own{self._last_id}", peers, until_ms))
 
     def add(self, fault: Fault) -> Fault:
         """Put a rule in force."""
@@ -111,7 +150,7 @@ class Links:
         self.active = True
         return fault
 
-    def heal(self, fault_id: int | None = None) -> list[Fault]:
+    def heal(self, fault_id: str | None = None) -> list[Fault]:
         """End one fault, or all of them; return those that ended."""
         return self._end([f for f in self._faults if fault_id in {None, f.fault_id}])
 
@@ -130,6 +169,18 @@ class Links:
     def faults(self) -> list[Fault]:
         """Return the rules in force."""
         return list(self._faults)
+
+    def cut(self, peer: MemberId, *, outgoing: bool) -> bool:
+        """Return whether nothing passes to (or from) `peer`; what is asked for counts as a hit.
+
+        For traffic that is no frame of a lane: requests that one node forwards to another, and the
+        answers to them. A partition that they could pass would be none.
+        """
+        for fault in self._faults:
+            if fault.cuts(peer, outgoing=outgoing):
+                fault.hits += 1
+                return True
+        return False
 
     def outgoing(
         self, dst: MemberId, lane: int, kind: int, frame: bytes, now_ms: int
