@@ -237,10 +237,10 @@ EVENTS: dict[str, EventSpec] = {
         "A client got an error; the code is the one it saw.",
     ),
     "request.parked": _trace(
-        "request", "request {request} waits for a leader", "No leader is known; it waits here."
+        "requests", "{requests} requests wait for a leader", "No leader is known; they wait here."
     ),
     "request.forwarded": _trace(
-        "request peer", "request {request} forwarded to {peer}", "The leader answers in our place."
+        "requests peer", "{requests} requests forwarded to {peer}", "The leader answers them."
     ),
     # ------------------------------------------------------------------------------- storage
     "storage.recovered": _log(

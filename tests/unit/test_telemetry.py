@@ -175,7 +175,7 @@ def test_trace_auto_stops_at_its_limit_and_counts_the_rest(
     telemetry = make(tmp_path, clock, "auto", trace_events_per_s=10)
     for number in range(25):
         telemetry.trace("commit.advanced", old=number, new=number + 1)
-    telemetry.trace("request.parked", request=1)
+    telemetry.trace("request.parked", requests=1)
     telemetry.flush(1000)
     clock.monotonic_ns += SECOND_NS
     telemetry.flush(2000)

@@ -299,6 +299,7 @@ class Server:
         if not self._forwards.forward(leader, requests):
             self._park(once, now_ms)
             return
+        self._report("request.forwarded", requests=len(once), peer=leader)
         self._next_key += len(once)
         for forward_id, ticket in enumerate(once, first_id):
             ticket.place, ticket.key, ticket.leader = Place.FORWARDED, forward_id, leader
@@ -306,6 +307,9 @@ class Server:
 
     def _park(self, tickets: list[Ticket], now_ms: int) -> None:
         """Keep requests until a leader is known and reached, or their deadline passes."""
+        new = sum(ticket.key == 0 for ticket in tickets)
+        if new:
+            self._report("request.parked", requests=new)
         for ticket in tickets:
             if ticket.request.flags & _FORWARDED:
                 self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
@@ -473,6 +477,8 @@ class Server:
         self, client: bytes, request_id: int, code: Code, body: bytes, index: int = 0
     ) -> None:
         raft = self.raft
+        if code is not Code.OK:
+            self._report("request.rejected", code=code.name, request=request_id)
         self._replies.reply(
             client,
             Reply(request_id, code, self._me, raft.term, index, raft.leader_id, body),
