@@ -111,7 +111,7 @@ EVENTS: dict[str, EventSpec] = {
         "info",
         "term pre_vote votes quorum elapsed_ms reason",
         "did not win term {term}: {reason} (votes: {votes}, pre-vote: {pre_vote})",
-        "The attempt ended without a quorum: refused, timeout, leader_found or higher_term.",
+        "The attempt ended: refused, timeout, leader_found, higher_term, voted or yielded.",
     ),
     "vote.granted": _log(
         "info",

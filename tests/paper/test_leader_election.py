@@ -265,3 +265,22 @@ def test_a_cluster_elects_exactly_one_leader_and_keeps_it(members: int) -> None:
     assert cluster.leaders() == [leader]
     assert {cluster.raft(m).term for m in cluster.up()} == {term}
     assert {cluster.raft(m).leader_id for m in cluster.up()} == {leader}
+
+
+def test_a_pre_candidate_that_votes_for_another_stands_no_longer() -> None:
+    """It would compete with the leader that it has just helped to elect."""
+    solo = Solo(5)
+    solo.ask_vote(4, vote_term=1, last=(0, 0), term=1, pre_vote=True)
+    solo.time_out()
+    assert solo.raft.role is Role.PRE_CANDIDATE
+    assert solo.ask_vote(3, vote_term=solo.raft.term, term=solo.raft.term).granted
+    assert solo.raft.role is Role.FOLLOWER
+
+
+def test_after_a_timeout_no_leader_is_known() -> None:
+    """Requests must not be sent on to a leader that hangs; they are kept for the next one."""
+    solo = Solo(3)
+    solo.append(2, term=1)
+    assert solo.raft.leader_id == 2
+    solo.time_out()
+    assert solo.raft.leader_id == 0

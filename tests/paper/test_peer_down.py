@@ -312,3 +312,37 @@ def test_saying_yes_to_anothers_pre_vote_puts_the_own_one_off() -> None:
         waits.add(hint_delay_ms(solo))
     assert min(waits) >= 15
     assert max(waits) <= 25
+
+
+@pytest.mark.parametrize(
+    ("me", "other", "role"), [(3, 1, Role.FOLLOWER), (1, 3, Role.PRE_CANDIDATE)]
+)
+def test_of_two_crossing_pre_votes_the_one_with_the_greater_id_is_given_up(
+    me: int, other: int, role: Role
+) -> None:
+    """Both say yes to each other; if both went on, the vote would split."""
+    solo = Solo(5, me=me)
+    solo.append(2, term=1)
+    take_hint(solo)
+    solo.wait(hint_delay_ms(solo))
+    assert solo.raft.role is Role.PRE_CANDIDATE
+    assert solo.ask_vote(other, vote_term=2, pre_vote=True).granted
+    assert (solo.raft.role, solo.raft.leader_id) == (role, 2)
+
+
+def test_the_next_life_of_the_dead_leader_does_not_cancel_the_hint_by_saying_yes() -> None:
+    """A process that leads never grants a pre-vote: a yes comes from one that was started anew."""
+    solo = follower()
+    take_hint(solo)
+    solo.wait(hint_delay_ms(solo))
+    solo.step(RequestVoteResponse(2, 1, 1, True, 2, True))
+    assert solo.raft.state.hint is not None
+
+
+def test_a_refusal_of_the_leader_itself_cancels_the_hint() -> None:
+    """It answers, so it lives; it leads, so it refuses."""
+    solo = follower()
+    take_hint(solo)
+    solo.wait(hint_delay_ms(solo))
+    solo.step(RequestVoteResponse(2, 1, 1, True, 2, False))
+    assert solo.raft.state.hint is None

@@ -13,7 +13,7 @@ its own stickiness only, asks the others, and is refused by all who still hear t
 from __future__ import annotations
 
 from zraft.core import roles
-from zraft.core.messages import RequestVote, RequestVoteResponse
+from zraft.core.messages import Message, RequestVote, RequestVoteResponse
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.notices import (
     ElectionLost,
@@ -167,8 +167,10 @@ def on_request_vote(st: RaftState, m: RequestVote) -> None:
     else:
         st.notices.append(VoteGranted(m.src, m.vote_term, m.pre_vote))
         if m.pre_vote:
-            _yield_to_another(st)
+            _yield_to_another(st, m.src)
         else:
+            if st.role is not Role.FOLLOWER:
+                give_up(st, st.term, leader=NOBODY, reason="voted", peer=m.src)
             st.voted_for = m.src
             roles.reset_election_timer(st)
     st.say(RequestVoteResponse(st.me, m.src, st.term, m.pre_vote, m.vote_term, granted))
@@ -201,9 +203,9 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
     5) and are repeated while the hint stands. No two survivors ask in the same millisecond: they
     would grant each other the pre-vote and split the vote. Leader and term stay what they are.
     """
-    settings = st.settings
-    wanted = settings.disconnect_hint and settings.pre_vote
-    if not wanted or st.role is Role.LEADER or peer != st.leader_id or st.hint is not None:
+    if not st.settings.pre_vote or st.role is Role.LEADER:
+        return
+    if peer != st.leader_id or st.hint is not None:
         return
     others = [voter for voter in st.voters if voter != peer]
     if st.me not in others:
@@ -214,16 +216,20 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
     st.notices.append(HintTaken(peer, st.term, delay_ms))
 
 
-def _yield_to_another(st: RaftState) -> None:
+def _yield_to_another(st: RaftState, peer: MemberId) -> None:
     """Put the hint's next pre-vote off: somebody else was just told that they would win.
 
     The survivors' ranks are a few milliseconds apart, which is less than a busy machine takes to
     deliver a message. Without this, those who said yes ask a moment later themselves, all win the
-    pre-vote, and the vote splits: 2 of 20 fail-overs took a whole election timeout.
+    pre-vote, and the vote splits: 2 of 20 fail-overs took a whole election timeout. When two
+    pre-votes cross, the member with the greater id gives its own up.
     """
-    if st.hint is not None:
-        wait_ms = st.draw_ms(HINT_REPEAT_MIN_MS, HINT_REPEAT_MAX_MS)
-        st.hint.deadline_ms = max(st.hint.deadline_ms, st.now_ms + wait_ms)
+    if st.hint is None:
+        return
+    wait_ms = st.draw_ms(HINT_REPEAT_MIN_MS, HINT_REPEAT_MAX_MS)
+    st.hint.deadline_ms = max(st.hint.deadline_ms, st.now_ms + wait_ms)
+    if st.role is Role.PRE_CANDIDATE and peer < st.me:
+        give_up(st, st.term, leader=st.leader_id, reason="yielded", peer=peer)
 
 
 def cancel_hint(st: RaftState, peer: MemberId, term: int) -> None:
@@ -232,6 +238,14 @@ def cancel_hint(st: RaftState, peer: MemberId, term: int) -> None:
     if hint is not None and hint.leader == peer and hint.term == term:
         st.hint = None
         st.notices.append(HintCancelled(peer, term))
+
+
+def is_granted_answer(message: Message) -> bool:
+    """Return whether `message` says yes to an election: no process that leads says that.
+
+    So it does not cancel the hint: it comes from the dead leader's next life.
+    """
+    return isinstance(message, RequestVoteResponse) and message.granted
 
 
 def on_hint_deadline(st: RaftState) -> None:

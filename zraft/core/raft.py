@@ -163,7 +163,7 @@ class Raft:
         assert message.dst == st.me, (message.dst, st.me)
         if message.src not in st.voters or message.src == st.me:
             return
-        if message.term >= st.term and message.src == st.leader_id:
+        if not election.is_granted_answer(message):
             election.cancel_hint(st, message.src, message.term)
         match message:
             case AppendEntries():
@@ -216,6 +216,8 @@ class Raft:
     def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
         """Learn that a peer's process is gone: its endpoint refused a connection."""
         st = self._enter(now_ms)
+        if not st.settings.disconnect_hint:
+            return
         replication.on_peer_down(st, peer)
         election.on_peer_down(st, peer, incarnation)
         self._check()

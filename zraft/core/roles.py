@@ -84,7 +84,11 @@ def become_follower(
 
 
 def become_pre_candidate(st: RaftState, reason: str) -> None:
-    """Ask whether an election could be won; term and vote stay (thesis §9.6)."""
+    """Ask whether an election could be won; term and vote stay (thesis §9.6).
+
+    After a timeout this node knows no leader any more: requests are kept and not sent to one that
+    hangs. A hint leaves the leader's name, as the pre-vote may be refused by all who hear it.
+    """
     assert st.role is not Role.LEADER
     started_ms = st.now_ms
     if st.role is not Role.FOLLOWER and st.attempt is not None:
@@ -96,6 +100,8 @@ def become_pre_candidate(st: RaftState, reason: str) -> None:
         votes={st.me: True},
     )
     _set_role(st, Role.PRE_CANDIDATE, reason)
+    if reason == "timeout":
+        _set_leader(st, NOBODY)
     reset_election_timer(st)
 
 

@@ -34,7 +34,7 @@ from zraft.wire import EntryCodec
 
 
 class Solo:
-    """Member 1 of `members`, with a log of the given terms on its disk."""
+    """One of `members`, the first unless told, with a log of the given terms on its disk."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class Solo:
         voted_for: MemberId = 0,
         settings: Settings | None = None,
         seed: int = 1,
+        me: MemberId = 1,
     ) -> None:
         """Start as a follower in `term`, the term of the last entry unless given."""
-        self.me = 1
+        self.me = me
         self.now_ms = 0
         self.settings = Settings() if settings is None else settings
         self.configuration = Configuration(tuple(range(1, members + 1)))
