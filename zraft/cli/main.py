@@ -27,18 +27,18 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   cluster  up down status list wait restart        kv       put get delete cas scan
   node     list start stop kill restart pause      logs     tail
            resume campaign step-down               config   show
-  fault    isolate heal                            version
+  fault    isolate heal                            check    file
+  version
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
-NOUNS = ("cluster", "node", "kv", "logs", "fault", "config")
+NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "config")
 VERSION = "version"
 EXIT_INTERRUPTED = 130
 LATER_NOUNS = (
     "lock",
     "elect",
     "bench",
-    "check",
     "sim",
     "lab",
     "top",

@@ -1,7 +1,8 @@
 """From "there is no order" to something a person can look at: which operation, and which others.
 
 The operation that cannot be placed is the first one, by returns, whose answer no order explains
-together with everything that returned before it. Its **core** is made small by weakening: a read is
+together with everything that returned before it; of what was under way then, only that it was
+asked for is taken into account. Its **core** is made small by weakening: a read is
 dropped, a write becomes one with an unknown outcome, open for ever. Weakening only allows more
 orders, so what still has none is a contradiction of the whole history as well: the answers of the
 core contradict each other whatever the other operations did. (Leaving writes out, as shrinkers
@@ -23,7 +24,9 @@ from zraft.testing.key_values import OTHER_NUMBER, OTHER_TEXT
 from zraft.testing.wing_gong import SearchResult, search
 
 CORE_CONFIGURATIONS = 20_000
-REPORT_CONFIGURATIONS = 50_000
+MAX_CONFIGURATIONS = 1_000_000
+STATES_MS = 1_000
+NOWHERE = "\0nowhere\0"  # a value that no history has
 
 
 @dataclass(slots=True)
@@ -55,14 +58,13 @@ def explain(part: Sequence[Operation], found: SearchResult, *, max_ms: int) -> C
         found: what `search` returned for `happened(part)`.
         max_ms: how long to make the core smaller.
     """
-    assert found.place is not None
     operations = happened(part)
-    guilty = operations[found.place]
+    guilty = _find_guilty(operations, found)
     end_ns = guilty.return_ns
     assert end_ns is not None
     before = [op for op in operations if op.invoke_ns <= end_ns and op is not guilty]
-    certain = [op for op in before if op.return_ns is not None and op.return_ns <= end_ns]
-    states, has_others = _states(before, certain, guilty, found)
+    certain = _returned_by(before, end_ns)
+    states, has_others = _states(before, certain, guilty)
     core, is_minimal = _shrink(before, certain, guilty, clock.monotonic_ms() + max_ms)
     return Counterexample(
         key=guilty.key,
@@ -97,22 +99,67 @@ def _with_certain(before: Sequence[Operation], certain: set[int]) -> list[Operat
     return kept
 
 
+def _returned_by(operations: Sequence[Operation], time_ns: int) -> list[Operation]:
+    return [op for op in operations if op.return_ns is not None and op.return_ns <= time_ns]
+
+
+def _find_guilty(operations: Sequence[Operation], found: SearchResult) -> Operation:
+    """Return the first answer, by returns, that what was known by then cannot explain.
+
+    The search stops there or earlier: it also knows the answers of operations that were still under
+    way, and those may be the ones that are wrong. More answers never make more orders possible, so
+    the first one is found by halving.
+    """
+    assert found.place is not None
+    done = [op for op in operations if op.return_ns is not None]
+    done.sort(key=lambda op: op.return_ns or 0)
+    bound = 2 * found.configurations + CORE_CONFIGURATIONS
+
+    def contradicts(last: int) -> bool:
+        end_ns = done[last].return_ns or 0
+        asked = [op for op in operations if op.invoke_ns <= end_ns]
+        problem = compile_key(_with_certain(asked, set(map(id, done[: last + 1]))))
+        return search(problem, max_configurations=bound).verdict == "not-linearizable"
+
+    stuck = operations[found.place]
+    low = next((place for place, op in enumerate(done) if op is stuck), 0)
+    high = len(done) - 1
+    if contradicts(low):
+        high = low
+    while low < high:
+        middle = (low + high) // 2
+        if contradicts(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return done[high]
+
+
 def _states(
-    before: Sequence[Operation],
-    certain: Sequence[Operation],
-    guilty: Operation,
-    found: SearchResult,
+    before: Sequence[Operation], certain: Sequence[Operation], guilty: Operation
 ) -> tuple[list[Value | None], bool]:
-    """Return the values that the key can have had; told apart one by one if that is cheap."""
-    operations = [*_with_certain(before, set(map(id, certain))), guilty]
-    problem = compile_key(operations, concrete=True)
-    result = search(problem, max_configurations=REPORT_CONFIGURATIONS)
-    if result.verdict != "not-linearizable":
-        problem = compile_key(operations)
-        result = search(problem, max_configurations=max(found.configurations * 2, 1000))
-    numbers = [number for number in result.states if number not in {OTHER_TEXT, OTHER_NUMBER}]
-    values = [problem.effects.values[number] for number in numbers]
-    return values, len(numbers) < len(result.states)
+    """Return the values that the key can have had when `guilty` returned, and if there are others.
+
+    A read that nothing can explain takes the place of `guilty`: the search tries all orders and
+    ends there.
+    """
+    probe = msgspec.structs.replace(guilty, op="get", expected=None, value=None, output=NOWHERE)
+    operations = [*_with_certain(before, set(map(id, certain))), probe]
+    until_ms = clock.monotonic_ms() + STATES_MS
+
+    def is_late() -> bool:
+        return clock.monotonic_ms() >= until_ms
+
+    for concrete in (True, False):
+        problem = compile_key(operations, concrete=concrete)
+        bound = CORE_CONFIGURATIONS if concrete else MAX_CONFIGURATIONS
+        result = search(problem, max_configurations=bound, is_late=is_late)
+        if result.verdict == "not-linearizable":
+            numbers = [state for state in result.states if state not in {OTHER_TEXT, OTHER_NUMBER}]
+            values = [problem.effects.values[number] for number in numbers]
+            return values, len(numbers) < len(result.states)
+        until_ms += STATES_MS
+    return [], True
 
 
 def _shrink(
@@ -120,13 +167,13 @@ def _shrink(
 ) -> tuple[list[Operation], bool]:
     """Return the smallest set of certain operations found that contradicts `guilty`."""
 
-    def contradicts(some: Sequence[Operation]) -> bool:
-        operations = [*_with_certain(before, set(map(id, some))), guilty]
-        found = search(compile_key(operations), max_configurations=CORE_CONFIGURATIONS)
-        return found.verdict == "not-linearizable"
-
     def is_late() -> bool:
         return clock.monotonic_ms() >= until_ms
+
+    def contradicts(some: Sequence[Operation]) -> bool:
+        problem = compile_key([*_with_certain(before, set(map(id, some))), guilty])
+        found = search(problem, max_configurations=CORE_CONFIGURATIONS, is_late=is_late)
+        return found.verdict == "not-linearizable"
 
     by_return = sorted(certain, key=lambda op: op.return_ns or 0)
     related = [op for op in by_return if guilty.output is not None and op.value == guilty.output]

@@ -16,7 +16,6 @@ This module reads, checks and writes this format. It judges nothing: see `linear
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -138,8 +137,8 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def encode_operation(op: Operation) -> bytes:
-    """Return an operation as one line, without the line's end; only fields that mean something."""
+def to_fields(op: Operation) -> dict[str, Any]:
+    """Return the fields of an operation's line: only those that mean something for it."""
     fields: dict[str, Any] = {"process": op.process, "op": op.op, "key": op.key}
     if op.op == "cas":
         fields["expected"] = op.expected
@@ -153,7 +152,12 @@ def encode_operation(op: Operation) -> bytes:
     }
     if op.note:
         fields["note"] = op.note
-    return _encoder.encode(fields)
+    return fields
+
+
+def encode_operation(op: Operation) -> bytes:
+    """Return an operation as one line, without the line's end."""
+    return _encoder.encode(to_fields(op))
 
 
 def iterate_history(lines: Iterable[bytes], name: str) -> Iterator[Operation]:
@@ -218,7 +222,7 @@ class HistoryWriter:
         """Add an operation."""
         fault = find_fault(op)
         assert fault is None, f"{fault}: {op}"
-        self._file.write(encode_operation(op) + os.linesep.encode())
+        self._file.write(encode_operation(op) + b"\n")
         self.count += 1
 
     def flush(self) -> None:

@@ -7,9 +7,11 @@ value becomes by an effect. It knows nothing of time.
 it apart from others: a get returned it, a cas expects it, an append or incr returned it. All other
 strings behave alike: no get returns them, no cas matches them, a delete finds something. So they
 share one number, and all other numbers (the mathematical ones) share another. This merges states of
-the search and makes writes interchangeable; it changes no verdict. With appends in the history a
-string counts as looked for when it is the beginning of one, because appends can still complete it;
-one that is not can never become one. With incrs every number counts.
+the search and makes writes interchangeable; it changes no verdict. A cas with an unknown outcome
+looks for what it expects only if somebody looks for what it writes; otherwise it turns one value
+that nobody tells apart into another. With appends in the history a string counts as looked for when
+it is the beginning of one, because appends can still complete it; one that is not can never become
+one. With incrs every number counts.
 """
 
 from __future__ import annotations
@@ -34,10 +36,15 @@ UNSEEN = ("unseen",)
 
 
 class Effects:
-    """The values and effects of one key. `concrete` gives every value a number of its own."""
+    """The values and effects of one key.
+
+    With `concrete` all values that were certainly written are told apart, and so is everything that
+    appends can make: for reports, where a person wants to see them, at a higher price.
+    """
 
     def __init__(self, operations: Iterable[Operation], *, concrete: bool = False) -> None:
         """Find out which values of these operations are looked for."""
+        operations = list(operations)
         self.values: list[Value | None] = [None, None, None]
         self.keys: list[EffectKey] = []
         self.tables: list[dict[int, int]] = []
@@ -48,13 +55,17 @@ class Effects:
         self._looked_for: set[Value] = set()
         for op in operations:
             self._look(op)
+        self._look_through(operations)
+        if concrete and not self._appends:
+            written = (op.value for op in operations if op.status == "ok")
+            self._looked_for.update(value for value in written if value is not None)
         self._texts = sorted(v for v in self._looked_for if isinstance(v, str))
 
     def _look(self, op: Operation) -> None:
         done = op.status == "ok"
         match op.op:
             case "cas":
-                if op.expected is not None:
+                if done and op.expected is not None:
                     self._looked_for.add(op.expected)
                 return
             case "append":
@@ -68,13 +79,29 @@ class Effects:
         if done and op.output is not None:
             self._looked_for.add(op.output)
 
+    def _look_through(self, operations: list[Operation]) -> None:
+        """Look for what unknown cas expect, where the value they write is looked for as well."""
+        maybe = [op for op in operations if op.op == "cas" and op.status != "ok"]
+        if self._appends or self._incrs:
+            self._looked_for.update(op.expected for op in maybe if op.expected is not None)
+            return
+        sources: dict[Value | None, list[Value]] = {}
+        for op in maybe:
+            if op.expected is not None:
+                sources.setdefault(op.value, []).append(op.expected)
+        found = list(self._looked_for)
+        while found:
+            for source in sources.pop(found.pop(), ()):
+                self._looked_for.add(source)
+                found.append(source)
+
     def number(self, value: Value | None) -> int:
         """Return the number of a value; the same one for all those that nobody can tell apart."""
         if value is None:
             return ABSENT
         number = self._number_of.get(value)
         if number is None:
-            if self._concrete or self._is_looked_for(value):
+            if self._is_looked_for(value):
                 number = len(self.values)
                 self.values.append(value)
             else:
@@ -87,6 +114,8 @@ class Effects:
             return self._incrs or value in self._looked_for
         if not self._appends:
             return value in self._looked_for
+        if self._concrete:
+            return True
         place = bisect_left(self._texts, value)  # those that begin with it stand from here on
         return place < len(self._texts) and self._texts[place].startswith(value)
 

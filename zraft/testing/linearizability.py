@@ -75,11 +75,11 @@ def check_history(
     for key in hard:
         if small == max_configurations or not judge.decide(key, parts[key], max_configurations):
             result.undecided.append(key)
-    for key in result.not_linearizable[:MAX_COUNTEREXAMPLES]:
+    explained = result.not_linearizable[:MAX_COUNTEREXAMPLES]
+    for key in explained:
         found = judge.violations[key]
-        result.counterexamples.append(
-            explain(parts[key], found, max_ms=EXPLAIN_MS // len(judge.violations) + 1)
-        )
+        max_ms = EXPLAIN_MS // len(explained)
+        result.counterexamples.append(explain(parts[key], found, max_ms=max_ms))
     if result.not_linearizable:
         result.verdict = "not-linearizable"
     elif result.undecided:

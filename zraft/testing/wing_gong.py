@@ -26,6 +26,7 @@ Verdict = Literal["linearizable", "not-linearizable", "undecided"]
 
 LOOK_EVERY = 1024  # configurations between two looks at the clock
 STATE_BITS = 32
+STACK_FACTOR = 4  # what waits to be tried may be this many times what may be remembered
 
 Configuration = tuple[int, int, int, int]
 """Level, mask of what is placed of its pending operations, unknown writes used, value."""
@@ -86,7 +87,8 @@ def search(
             before.append(used)
         furthest = max(furthest, place)
         count += 1
-        if count >= max_configurations or (not count % LOOK_EVERY and is_late()):
+        full = count >= max_configurations or len(stack) > STACK_FACTOR * max_configurations
+        if full or (not count % LOOK_EVERY and is_late()):
             return SearchResult("undecided", count)
         _push_next(problem, level, (place, mask, used, state), stack)
     states = tuple(sorted({key & ((1 << STATE_BITS) - 1) for key in seen[furthest]}))
