@@ -60,9 +60,7 @@ class SimClient:
         plan = self._world.plan
         for process in range(self._number - 1, plan.processes, plan.clients):
             self._lives[process] = 0
-            self._world.agenda.after(
-                self._draws.exponential(plan.think_us), self._step, process
-            )
+            self._world.agenda.after(self._draws.exponential(plan.think_us), self._step, process)
 
     # Operations
 
@@ -79,6 +77,7 @@ class SimClient:
         if kind in {"put", "cas"}:
             self._values += 1
             value = b"c%d.%d" % (self._number, self._values)
+            value += b"." * draws.below(plan.padding_bytes + 1)
         consistency = Consistency.WRITE
         if kind == "put":
             assert value is not None
@@ -104,9 +103,7 @@ class SimClient:
         )
         world.history.invoke(operation)
         now_ms = now_us // 1000
-        request_id = self._core.submit(
-            body, consistency, timeout_ms=plan.timeout_ms, now_ms=now_ms
-        )
+        request_id = self._core.submit(body, consistency, timeout_ms=plan.timeout_ms, now_ms=now_ms)
         self._open[request_id] = (process, operation)
         world.trace.state(now_us, self._number, request_id, operation.floor)
         self._pump()
@@ -125,8 +122,6 @@ class SimClient:
             self._lives[process] += 1
             world.history.on_unknown(operation)
         else:
-            if "took its place" in str(outcome):
-                world.marks.reach("replaced_proposal")
             world.history.on_fail(operation)
         pause_us = 1 + self._draws.exponential(world.plan.think_us)
         world.agenda.after(pause_us, self._step, process)

@@ -126,14 +126,17 @@ class History:
                 raise Violation(f"a stale read: at {index}, {operation.floor} was committed before")
             expected = self.value_at(operation.key, index)
             if operation.output != expected:
-                raise Violation(f"get {operation.key!r} at {index}: {operation.output!r}, "
-                                f"not {expected!r}")
+                raise Violation(
+                    f"get {operation.key!r} at {index}: {operation.output!r}, not {expected!r}"
+                )
             return
         if index <= operation.floor:
             raise Violation(f"{kind} at {index}, but {operation.floor} was committed before")
         if self._results[index] != (operation.body, operation.output):
-            raise Violation(f"{kind} {value!r} was answered with index {index}, which holds "
-                            f"{self._results[index]!r}")
+            raise Violation(
+                f"{kind} {value!r} was answered with index {index}, which holds "
+                f"{self._results[index]!r}"
+            )
 
     def on_fail(self, operation: Operation) -> None:
         """An operation certainly was not done, and will not be."""
@@ -150,6 +153,6 @@ class History:
     def finish(self) -> None:
         """The run is over: what is not in the log now was not applied."""
         for operation in self.operations:
-            if operation.status == "unknown" and not operation.committed_at:
-                if operation.kind in {"put", "cas"}:
-                    self._world.marks.reach("unknown_not_applied")
+            had_own_value = operation.kind in {"put", "cas"}
+            if operation.status == "unknown" and had_own_value and not operation.committed_at:
+                self._world.marks.reach("unknown_not_applied")

@@ -1,13 +1,14 @@
 """What must hold after every step, checked at the cost of what the step changed.
 
-The canon is the one committed log: for each index its term, its payload, a chain of hashes over all
-before it, and the lowest term in which somebody knew it committed. Every node is held against it as
-it moves; nobody's whole log is ever looked at again. Log Matching rests on an induction: an entry is
-named by (index, term); whoever gets one must get the same payload and the same term before it.
+The canon is the one committed log: for each index its term, a chain of hashes over all up to it,
+and the lowest term in which somebody knew it committed. Every node is held against it as it moves;
+nobody's whole log is ever looked at again. Log Matching rests on an induction: an entry is named by
+(index, term); whoever gets one must get the same payload and the same term before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -95,11 +96,14 @@ class Invariants:
         state = node.raft.state
         self._views[node.member_id] = View(term=state.term, terms=list(shadow.terms))
         if shadow.hard_state.term < memory.term:
-            raise Violation(f"{node.member_id} said term {memory.term}, and recovers "
-                            f"{shadow.hard_state}")
+            raise Violation(
+                f"{node.member_id} said term {memory.term}, and recovers {shadow.hard_state}"
+            )
         if (state.term, state.voted_for) != shadow.hard_state:
-            raise Violation(f"{node.member_id} starts with term {state.term} and vote "
-                            f"{state.voted_for}; durable is {shadow.hard_state}")
+            raise Violation(
+                f"{node.member_id} starts with term {state.term} and vote "
+                f"{state.voted_for}; durable is {shadow.hard_state}"
+            )
 
     # A Ready is handled
 
@@ -115,8 +119,10 @@ class Invariants:
         for read in ready.reads:
             floor = view.floors.pop(read.read_id)
             if read.index < floor:
-                raise Violation(f"{node.member_id} serves a read at {read.index}; {floor} was "
-                                f"committed when it was asked")
+                raise Violation(
+                    f"{node.member_id} serves a read at {read.index}; {floor} was "
+                    f"committed when it was asked"
+                )
         for read_id in ready.aborted_reads:
             view.floors.pop(read_id, None)
         if ready.aborted_reads:
@@ -159,8 +165,10 @@ class Invariants:
             assert term is not None
             if index <= len(canon):
                 if canon[index - 1] != term:
-                    raise Violation(f"State Machine Safety: {node.member_id} commits {index}/{term}"
-                                    f", committed was {index}/{canon[index - 1]}")
+                    raise Violation(
+                        f"State Machine Safety: {node.member_id} commits {index}/{term}"
+                        f", committed was {index}/{canon[index - 1]}"
+                    )
                 continue
             self._check_durable(index, term)
             payload = log.payload(index)
@@ -188,13 +196,14 @@ class Invariants:
             index += 1
             chain = _chain(chain, term, payload)
             if index >= len(self._chains) or chain != self._chains[index]:
-                raise Violation(f"State Machine Safety: {node.member_id} applies another log up to "
-                                f"{index}")
+                raise Violation(
+                    f"State Machine Safety: {node.member_id} applies another log up to {index}"
+                )
         view.handed, view.chain = index, chain
 
     # Something is said
 
-    def on_send(self, node: SimNode, messages: list[Message]) -> None:
+    def on_send(self, node: SimNode, messages: Sequence[Message]) -> None:
         """A node speaks: what it says must be durable on its disk by now."""
         shadow = node.shadow
         durable = shadow.hard_state
@@ -221,8 +230,10 @@ class Invariants:
         durable = node.shadow.hard_state
         # A later durable term keeps the promise as well: nobody votes in a term that is over.
         if durable.term == term and durable.voted_for != candidate:
-            raise Violation(f"{node.member_id} votes for {candidate} in term {term}; durable is "
-                            f"{node.shadow.hard_state}")
+            raise Violation(
+                f"{node.member_id} votes for {candidate} in term {term}; durable is "
+                f"{node.shadow.hard_state}"
+            )
         votes = self._memories[node.member_id].votes
         if votes.setdefault(term, candidate) != candidate:
             raise Violation(f"{node.member_id} votes for {votes[term]} and {candidate} in {term}")
@@ -237,8 +248,10 @@ class Invariants:
         if leader.raft.role is Role.LEADER:
             theirs = self._views[message.dst].terms
             if index > len(theirs) or theirs[index - 1] != terms[index - 1]:
-                raise Violation(f"{node.member_id} acknowledges {index}/{terms[index - 1]}, which "
-                                f"is not its leader's")
+                raise Violation(
+                    f"{node.member_id} acknowledges {index}/{terms[index - 1]}, which "
+                    f"is not its leader's"
+                )
 
     # A turn is over
 
@@ -266,7 +279,10 @@ class Invariants:
         if node.storage.replaced is not None:
             self._check_replaced(node)
         world.trace.state(
-            world.agenda.now_us, node.member_id, state.term, state.log.last_index,
+            world.agenda.now_us,
+            node.member_id,
+            state.term,
+            state.log.last_index,
             state.commit_index,
         )
         view.turns += 1
@@ -299,8 +315,10 @@ class Invariants:
             if match < before:
                 raise Violation(f"{node.member_id}: the match index of {peer} fell")
             if not match < progress.next_index <= last_index + 1:
-                raise Violation(f"{node.member_id}: {peer} has match {match}, "
-                                f"next {progress.next_index}, the log ends at {last_index}")
+                raise Violation(
+                    f"{node.member_id}: {peer} has match {match}, "
+                    f"next {progress.next_index}, the log ends at {last_index}"
+                )
             matches[peer] = match
             shadow = self._world.nodes[peer].shadow
             if shadow.hard_state.term == state.term and (
@@ -320,8 +338,10 @@ class Invariants:
         while must and self._committed_in[must - 1] >= term:
             must -= 1
         if mine[:must] != self._terms[:must]:
-            raise Violation(f"Leader Completeness: {node.member_id} leads term {term} without all "
-                            f"that is committed up to {must}")
+            raise Violation(
+                f"Leader Completeness: {node.member_id} leads term {term} without all "
+                f"that is committed up to {must}"
+            )
         leaders = [n for n in self._world.up() if n.raft.role is Role.LEADER]
         if len(leaders) > 1:
             self._world.marks.reach("two_leaders")
@@ -378,6 +398,11 @@ class Invariants:
         state = node.raft.state
         if state.role is Role.LEADER:
             node.was_paused = node.was_stalled = False
+            if state.log.term(notice.new) != state.term:
+                raise Violation(
+                    f"{node.member_id}, leader of term {state.term}, commits {notice.new} of term "
+                    f"{state.log.term(notice.new)} by counting (Figure 8)"
+                )
             oldest = state.log.term(notice.old + 1)
             if oldest is not None and oldest < state.term:
                 self._world.marks.reach("old_term_commit")

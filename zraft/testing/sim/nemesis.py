@@ -99,10 +99,13 @@ class Nemesis:
         return True
 
     def _crash_at_step(self) -> bool:
-        node = self._victim()
+        """A process ends between two steps: of a flush, or, if it is down now, of its start."""
+        down = [node for node in self._world.nodes.values() if node.server is None]
+        node = self._draws.pick(down) if down and self._draws.chance(0.5) else self._victim()
         if node is None:
             return False
-        node.light_fuse(self._draws.between(1, 9), power=self._draws.chance(0.6))
+        most = 3 if node.server is None else 9
+        node.light_fuse(self._draws.between(1, most), power=self._draws.chance(0.6))
         return True
 
     def _outage(self) -> bool:

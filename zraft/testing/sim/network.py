@@ -7,6 +7,7 @@ the message goes over as it is, and only the sender's incarnation is looked at, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zraft.core.messages import Message
@@ -82,7 +83,7 @@ class Network:
         self._filters[me] = HeaderFilter(me=me, cluster=CLUSTER, peers=peers, lane=Lane.PEER)
         self._newest[me] = dict.fromkeys(peers, 0)
 
-    def send(self, node: SimNode, messages: list[Message], at_us: int) -> None:
+    def send(self, node: SimNode, messages: Sequence[Message], at_us: int) -> None:
         """Put messages on their way; they leave at `at_us`, which may be after now."""
         plan, random, row = self._plan, self._draws.random, self.links[node.member_id]
         for message in messages:

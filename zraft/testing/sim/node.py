@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zraft.api import Reply, Request
+from zraft.api import Code, Reply, Request
 from zraft.core.messages import Message
 from zraft.core.model import Configuration, MemberId, Role
 from zraft.core.notices import Notice
@@ -30,6 +31,7 @@ from zraft.node.server import Server
 from zraft.testing.disk import Stopped
 from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.storage import Shadow, SimStorage, make_disk
+from zraft.transport.base import PeerDown
 from zraft.wire import EntryCodec
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ class SimNode:
         self.requests: list[tuple[bytes, list[Request]]] = []
         self.forward_replies: list[tuple[MemberId, list[Reply]]] = []
         self.forward_losses: list[MemberId] = []
-        self.downs: list[tuple[MemberId, int]] = []
+        self.dead: list[tuple[MemberId, int]] = []
         self._replies: list[tuple[bytes, Reply]] = []
         self.fuse = 0  # steps until this process dies; 0: it does not
         self.fuse_power = False
@@ -98,7 +100,7 @@ class SimNode:
     def _forget(self) -> None:
         """Everything that ends with the process."""
         self.inbox, self.requests, self.forward_replies = [], [], []
-        self.forward_losses, self.downs, self._replies = [], [], []
+        self.forward_losses, self.dead, self._replies = [], [], []
         self.local_us = self.busy_us = self.last_turn_us = self.overshoot_us = 0
         self.paused = False
         self.was_paused = self.was_stalled = False
@@ -123,7 +125,7 @@ class SimNode:
         try:
             recovered = storage.load()
         except Stopped:
-            world.marks.reach("crash_in_start")
+            self.world.marks.reach("crash_in_start")
             self._die(power=self.fuse_power, how="in start")
             return
         except StorageError as error:
@@ -244,16 +246,12 @@ class SimNode:
 
     def on_down(self, peer: MemberId, incarnation: int) -> None:
         """The transport found that a peer's endpoint refuses, or says so wrongly."""
-        self.downs.append((peer, incarnation))
+        self.dead.append((peer, incarnation))
         self.maybe_turn()
 
     def maybe_turn(self) -> None:
         """Run a turn now unless the process is paused, or busy with its disk."""
-        if (
-            self.server is not None
-            and not self.paused
-            and self.busy_us <= self.world.agenda.now_us
-        ):
+        if self.server is not None and not self.paused and self.busy_us <= self.world.agenda.now_us:
             self.turn()
 
     def _on_wake(self, incarnation: int) -> None:
@@ -285,7 +283,7 @@ class SimNode:
         return bool(
             self.inbox
             or self.requests
-            or self.downs
+            or self.dead
             or self.forward_replies
             or self.forward_losses
             or self.stop_us is not None
@@ -338,9 +336,9 @@ class SimNode:
                 server.on_stall(late_ms, now_ms=now_ms)
         if self.inbox:
             self._read_inbox(server, now_ms)
-        if self.downs:
-            downs, self.downs = self.downs, []
-            for peer, incarnation in downs:
+        if self.dead:
+            dead, self.dead = self.dead, []
+            for peer, incarnation in dead:
                 server.on_peer_down(peer, incarnation, now_ms=now_ms)
         if self.requests:
             requests, self.requests = self.requests, []
@@ -417,7 +415,7 @@ class SimNode:
 
     # What the server calls
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: Sequence[Message]) -> None:
         """`Peers.send`: check that it may be said, and put it on its way."""
         if self.fuse:
             self._burn()
@@ -428,8 +426,16 @@ class SimNode:
         """`Peers.receive`: a simulated node is given its messages."""
         raise AssertionError("the simulated loop reads the inbox itself")
 
+    def downs(self) -> list[PeerDown]:
+        """`Peers.downs`: a simulated node is told of the dead."""
+        raise AssertionError("the simulated loop hears of the dead itself")
+
     def reply(self, client: bytes, reply: Reply) -> None:
         """`ReplyPort.reply`: replies leave at the end of the turn."""
+        if reply.code == Code.BUSY:
+            self.world.marks.reach("busy_refusal")
+        elif reply.code == Code.UNAVAILABLE and reply.body.endswith(b"took its place"):
+            self.world.marks.reach("replaced_proposal")
         self._replies.append((client, reply))
 
     def forward(self, leader: MemberId, requests: list[Request]) -> bool:

@@ -77,6 +77,7 @@ class Plan:
     think_us: int  # mean
     timeout_ms: int
     keys: int
+    padding_bytes: int  # of values, at most
     heals_all: bool
 
 
@@ -95,7 +96,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         nodes=count,
         settings=settings,
         limits=Limits(
-            max_waiting_requests=draws.pick((10_000, 200, 20)),
+            max_waiting_requests=draws.pick((10_000, 10_000, 200, 5)),
             max_parked_requests=draws.pick((1000, 10)),
         ),
         stall_grace=draws.chance(0.85),
@@ -114,9 +115,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         slow_sync=draws.pick((0.0, 0.0, 0.002, 0.01)),
         slow_sync_us=draws.pick((30_000, 150_000, 600_000)),
         apply_us=draws.pick((0, 0, 50, 1500)),
-        drifts_ppm=tuple(
-            draws.between(-50_000, 50_000) if drifts else 0 for _ in range(count)
-        ),
+        drifts_ppm=tuple(draws.between(-50_000, 50_000) if drifts else 0 for _ in range(count)),
         hint=draws.pick((0.0, 0.9, 1.0)),
         late_hint=draws.pick((0.0, 0.1, 0.5)),
         faults=_draw_faults(draws),
@@ -129,6 +128,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         think_us=draws.pick((40_000, 60_000)),
         timeout_ms=draws.pick((500, 1000, 3000)),
         keys=draws.between(2, 6),
+        padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
     )
 

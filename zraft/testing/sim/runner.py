@@ -53,6 +53,7 @@ class Outcome:
     marks: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     phase: str = "safety"
+    undecided_keys: int = 0  # on which the judge gave up
     trace: list[str] = field(default_factory=list)
 
     @property
@@ -117,7 +118,7 @@ class Simulation:
         self._rest(healed)
         outcome.phase = "history"
         world.history.finish()
-        judge(world.history.operations)
+        outcome.undecided_keys = len(judge(world.history.operations))
 
     # The second phase
 
@@ -177,10 +178,12 @@ class Simulation:
             agenda.run_until(min(agenda.now_us + 5_000, end_us))
 
     def _await_leader(self, healed: list[SimNode]) -> None:
-        # A sync that began before the healing may still be running.
-        busy_us = max((node.busy_us - self.world.agenda.now_us for node in healed), default=0)
-        limit_us = self._timeouts_us(LEADER_TIMEOUTS) + max(0, busy_us)
+        limit_us = self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
         self._wait("a leader", limit_us, lambda: self._leader(healed) is not None)
+
+    def _busy_us(self, healed: list[SimNode]) -> int:
+        """Return how long a sync that began before the healing still runs."""
+        return max(0, *(node.busy_us - self.world.agenda.now_us for node in healed))
 
     def _leader(self, healed: list[SimNode]) -> SimNode | None:
         for node in healed:
@@ -191,10 +194,16 @@ class Simulation:
         return None
 
     def _await_writes(self, healed: list[SimNode]) -> None:
-        """Every healed node takes a write and sees it done; all clients come to an end."""
+        """All clients come to an end; then every healed node takes a write and sees it done."""
         world = self.world
         for client in world.clients:
             client.quiet = True
+        limit_us = self.plan.timeout_ms * 2000
+        self._wait(
+            "all clients done",
+            limit_us,
+            lambda: not any(client.outstanding for client in world.clients),
+        )
         world.on_probe_reply = self._on_answer
         for node in healed:
             body = encode_put(b"probe", b"%d" % node.member_id)
@@ -207,16 +216,18 @@ class Simulation:
         for answer in self._answers.values():
             if answer.code != Code.OK:
                 raise Violation(f"no progress: a write was answered {answer.code} {answer.body!r}")
-        limit_us = self.plan.timeout_ms * 2000
-        self._wait("all clients done", limit_us, lambda: not any(
-            client.outstanding for client in world.clients
-        ))
 
     def _on_answer(self, member_id: MemberId, replies: list[Reply]) -> None:
         self._answers[member_id] = replies[0]
 
     def _await_equal(self, healed: list[SimNode]) -> None:
-        self._wait("equal logs", self._timeouts_us(LEADER_TIMEOUTS), lambda: _are_equal(healed))
+        plan = self.plan
+        lengths = [len(node.shadow.terms) for node in healed]
+        missing = max(lengths) - min(lengths)
+        # With a window of one entry, each that is missing costs a round trip and a sync.
+        entry_us = 2 * (plan.latency_us + plan.jitter_us + plan.sync_us) + plan.apply_us
+        limit_us = self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed) + missing * entry_us
+        self._wait("equal logs", limit_us, lambda: _are_equal(healed))
 
     def _rest(self, healed: list[SimNode]) -> None:
         """Nobody asks anything and nothing breaks: the leader and the term stay."""

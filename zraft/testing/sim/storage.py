@@ -75,7 +75,11 @@ class SimStorage:
     """One life of a member's log; satisfies `Storage`."""
 
     def __init__(
-        self, member_id: MemberId, disk: SimulatedDisk, shadow: Shadow, segment_bytes: int,
+        self,
+        member_id: MemberId,
+        disk: SimulatedDisk,
+        shadow: Shadow,
+        segment_bytes: int,
         report: Report,
     ) -> None:
         self.shadow = shadow

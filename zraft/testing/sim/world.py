@@ -114,9 +114,7 @@ class World:
         at_us = node.local_us + self.plan.latency_us + self._luck.below(self.plan.jitter_us + 1)
         self.agenda.at(at_us, self._arrive_forward, (node.member_id, leader, life, name, requests))
 
-    def _arrive_forward(
-        self, cargo: tuple[MemberId, MemberId, int, bytes, list[Request]]
-    ) -> None:
+    def _arrive_forward(self, cargo: tuple[MemberId, MemberId, int, bytes, list[Request]]) -> None:
         src, leader, life, name, requests = cargo
         node = self.nodes[leader]
         cut = self.network.links[src][leader].cuts

@@ -1,0 +1,34 @@
+"""A process of a campaign: reads seeds, one a line, and answers each with its outcome as JSON.
+
+Run as `python -m zraft.testing.sim.worker --time-s 15`. Processes are how a campaign uses several
+cores: there are no threads here, and a seed that brings a process down is only that seed's failure.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import msgspec.json
+
+from zraft.testing.sim.report import to_document
+from zraft.testing.sim.runner import run_seed
+
+TRACE_LINES = 300
+
+
+def main(arguments: list[str]) -> int:
+    """Answer until there is nothing more to read."""
+    time_s = float(arguments[arguments.index("--time-s") + 1])
+    for line in sys.stdin:
+        outcome = run_seed(int(line), time_s=time_s)
+        document = to_document(outcome)
+        document["trace"] = outcome.trace[-TRACE_LINES:]
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        sys.stdout.flush()
+        gc.collect()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

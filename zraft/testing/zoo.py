@@ -1,0 +1,226 @@
+"""The bug zoo: bugs that real systems had, planted into our own code, to test the tests.
+
+A simulator that finds nothing proves nothing until it has found these. Each bug replaces one or two
+functions of the production code while `planted` is active; production code itself knows nothing of
+it. Plant a bug in a process of its own, or leave `planted` before anything else runs: what is
+replaced is put back. Every experiment needs a control without a bug on the same seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from zraft.core import election, quorum, reads, replication, roles, state
+from zraft.core.log import RaftLog
+from zraft.core.messages import AppendEntries, AppendEntriesResponse, Message, RequestVoteResponse
+from zraft.core.model import NOBODY, HardState, MemberId, Recovered, Role
+from zraft.core.notices import EntriesAppended, EntriesTruncated
+from zraft.core.raft import Raft
+from zraft.core.ready import ReadState
+from zraft.core.state import Leadership, RaftState
+
+
+class Patch(NamedTuple):
+    """One function that is replaced while a bug is planted."""
+
+    owner: Any
+    name: str
+    function: Callable[..., Any]
+
+
+class Bug(NamedTuple):
+    """A planted bug: what it does wrong, and who had it."""
+
+    what: str
+    known_from: str
+    patches: tuple[Patch, ...]
+
+
+# Votes
+
+_init = Raft.__init__
+_say = RaftState.say
+_on_request_vote_response = election.on_request_vote_response
+
+
+def _forget_vote(self: Raft, me: MemberId, recovered: Recovered, **rest: Any) -> None:
+    hard_state = HardState(recovered.hard_state.term, NOBODY)
+    _init(self, me, recovered._replace(hard_state=hard_state), **rest)
+
+
+def _say_votes_early(self: RaftState, message: Message) -> None:
+    if isinstance(message, RequestVoteResponse):
+        self.messages.append(message)
+    else:
+        _say(self, message)
+
+
+def _always_up_to_date(self: RaftLog, last_log_index: int, last_log_term: int) -> bool:
+    return True
+
+
+def _count_votes_twice(st: RaftState, m: RequestVoteResponse) -> None:
+    """Count a doubled yes as one of somebody who has not answered."""
+    attempt = st.attempt
+    if attempt is not None and m.granted and attempt.vote_term == m.vote_term:
+        doubled = m.pre_vote == (st.role is Role.PRE_CANDIDATE) and attempt.votes.get(m.src)
+        silent = [voter for voter in st.voters if voter not in attempt.votes]
+        if doubled and silent:
+            attempt.votes[silent[0]] = True
+    _on_request_vote_response(st, m)
+
+
+# Quorums
+
+
+def _half(voters: Sequence[MemberId]) -> int:
+    return max(1, len(voters) // 2)
+
+
+def _reached_by_half(values: Iterable[int], voters: int) -> int:
+    ranked = sorted(values, reverse=True)
+    return ranked[max(0, voters // 2 - 1)]
+
+
+# The log
+
+
+def _commit_by_counting(st: RaftState) -> None:
+    leadership = st.leadership
+    assert leadership is not None
+    matches = [progress.match_index for progress in leadership.progress.values()]
+    matches.append(st.log.persisted_index)
+    index = quorum.reached_by_quorum(matches, len(st.voters))
+    if index > st.commit_index:
+        replication.advance_commit(st, index)
+
+
+def _truncate_always(st: RaftState, m: AppendEntries) -> None:
+    last_index = st.log.last_index
+    if m.prev_log_index < last_index:
+        st.log.truncate_from(m.prev_log_index + 1)
+        st.notices.append(EntriesTruncated(m.prev_log_index + 1, last_index, m.src))
+    if m.entries.terms:
+        st.log.append(list(m.entries.terms), list(m.entries.payloads))
+        st.notices.append(EntriesAppended(m.prev_log_index + 1, st.log.last_index, m.src))
+
+
+def _on_append_entries(
+    st: RaftState, m: AppendEntries, *, commits_all: bool, acknowledges_all: bool
+) -> None:
+    """The production function, with one of two lines changed."""
+    if m.term < st.term:
+        refusal = AppendEntriesResponse(st.me, m.src, st.term, False, 0, 0, 0, m.round)
+        replication._answer(st, m, refusal)  # a copy of its neighbour
+        return
+    if m.term > st.term or st.role is not Role.FOLLOWER or st.leader_id != m.src:
+        replication._follow(st, m)  # a copy of its neighbour
+    st.leader_contact_ms = st.now_ms
+    roles.reset_election_timer(st)
+    election.cancel_hint(st, m.src, m.term)
+    if st.log.term(m.prev_log_index) != m.prev_log_term:
+        replication._refuse(st, m)  # a copy of its neighbour
+        return
+    replication._append_new(st, m)  # a copy of its neighbour
+    last = st.log.last_index
+    replication.advance_commit(st, min(m.leader_commit, last if commits_all else m.last_new_index))
+    match = last if acknowledges_all else m.last_new_index
+    accepted = AppendEntriesResponse(st.me, m.src, st.term, True, match, 0, 0, m.round)
+    replication._answer(st, m, accepted)  # a copy of its neighbour
+
+
+def _commit_past_match(st: RaftState, m: AppendEntries) -> None:
+    _on_append_entries(st, m, commits_all=True, acknowledges_all=False)
+
+
+def _acknowledge_all(st: RaftState, m: AppendEntries) -> None:
+    _on_append_entries(st, m, commits_all=False, acknowledges_all=True)
+
+
+# Reads
+
+
+def _confirm_alone(st: RaftState, leadership: Leadership) -> None:
+    waiting = []
+    for pending in leadership.pending_reads:
+        if pending.index <= st.commit_index:
+            st.reads.append(ReadState(pending.read_id, pending.index))
+        else:
+            waiting.append(pending)
+    leadership.pending_reads = waiting
+
+
+ZOO = {
+    "double-vote-after-restart": Bug(
+        "a node forgets after a restart for whom it voted in the term",
+        "PySyncObj #84, seaweedfs/raft #9",
+        (Patch(Raft, "__init__", _forget_vote),),
+    ),
+    "vote-before-sync": Bug(
+        "a vote leaves before it is on disk",
+        "etcd #14370 for acknowledgements, sofa-jraft #1245",
+        (Patch(RaftState, "say", _say_votes_early),),
+    ),
+    "commit-old-term-by-counting": Bug(
+        "a leader commits entries of older terms because a majority holds them (Figure 8)",
+        "PySyncObj #169",
+        (Patch(replication, "maybe_commit", _commit_by_counting),),
+    ),
+    "truncate-on-every-append": Bug(
+        "an append removes all that stands after it, conflict or not",
+        "openraft 9540c904, raftos #26, CCF #5991",
+        (Patch(replication, "_append_new", _truncate_always),),
+    ),
+    "commit-past-match": Bug(
+        "a follower commits up to its own last entry, which no append has verified",
+        "WRaft #118",
+        (Patch(replication, "on_append_entries", _commit_past_match),),
+    ),
+    "no-up-to-date-check": Bug(
+        "a vote goes to any candidate, however short its log",
+        "openraft a48a3282",
+        (Patch(RaftLog, "is_up_to_date", _always_up_to_date),),
+    ),
+    "acknowledge-own-last-index": Bug(
+        "a follower acknowledges its own last entry instead of the last one that matched",
+        "CCF #6001",
+        (Patch(replication, "on_append_entries", _acknowledge_all),),
+    ),
+    "quorum-off-by-one": Bug(
+        "half of the voters count as a majority",
+        "openraft #1802, hashicorp 163a55f",
+        (
+            Patch(quorum, "quorum_size", _half),
+            Patch(state, "quorum_size", _half),
+            Patch(quorum, "reached_by_quorum", _reached_by_half),
+            Patch(replication, "reached_by_quorum", _reached_by_half),
+            Patch(reads, "reached_by_quorum", _reached_by_half),
+        ),
+    ),
+    "stale-read-without-quorum": Bug(
+        "a leader answers reads without asking whether it still leads",
+        "etcd #20418, Xraft",
+        (Patch(reads, "maybe_confirm", _confirm_alone),),
+    ),
+    "duplicate-reply-counted-twice": Bug(
+        "a vote that arrives twice counts twice",
+        "PySyncObj",
+        (Patch(election, "on_request_vote_response", _count_votes_twice),),
+    ),
+}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[Bug]:
+    """Let a bug live in this process until the context ends."""
+    bug = ZOO[name]
+    before = [(patch, getattr(patch.owner, patch.name)) for patch in bug.patches]
+    try:
+        for patch in bug.patches:
+            setattr(patch.owner, patch.name, patch.function)
+        yield bug
+    finally:
+        for patch, function in before:
+            setattr(patch.owner, patch.name, function)
