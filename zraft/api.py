@@ -8,7 +8,7 @@ readable matters more than being fast.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -110,10 +110,55 @@ class Isolate(msgspec.Struct, tag="isolate", frozen=True):
 
 
 class Heal(msgspec.Struct, tag="heal", frozen=True):
-    """Remove every network fault of this node."""
+    """Remove every network fault of this node. Those the supervisor holds come back with it."""
 
 
-NodeRequest = Whoami | GetStatus | Stop | Campaign | StepDown | Block | Isolate | Heal
+FaultKind = Literal[
+    "partition", "isolate", "one-way", "drop", "delay", "duplicate", "reorder", "corrupt"
+]
+
+
+class FaultRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A network fault of the cluster: which links, and what happens on them.
+
+    `links` are directed pairs (from, to) of names. Times are CLOCK_BOOTTIME of the host in ms, so
+    that a message that waited somewhere can not make a fault live longer.
+    """
+
+    id: str
+    kind: FaultKind
+    links: list[tuple[str, str]]
+    groups: list[list[str]] = []  # partition: who can talk to whom; isolate: who is cut off
+    rate: float = 1.0  # of the frames
+    delay_ms: int = 0
+    jitter_ms: int = 0
+    normal: bool = False  # the jitter is a standard deviation, not a bound
+    messages: list[str] = []  # append, append-reply, vote, vote-reply; none: all of them
+    seed: int = 0
+    by: str = "cli"
+    since_ms: int = 0
+    until_ms: int | None = None  # None: until healed
+    lease_until_ms: int | None = None  # unless renewed; None: no lease
+
+
+class SetFaults(msgspec.Struct, tag="set-faults", frozen=True):
+    """All faults that the supervisor holds and that concern this node, in place of the last list.
+
+    A fault that is known already stays as it is, with its hits and its draws; its times are moved.
+    """
+
+    faults: list[FaultRule]
+
+
+class CrashAt(msgspec.Struct, tag="crash-at", frozen=True):
+    """Kill yourself (SIGKILL) the next time you come to this point; an empty one disarms."""
+
+    point: str
+
+
+NodeRequest = (
+    Whoami | GetStatus | Stop | Campaign | StepDown | Block | Isolate | Heal | SetFaults | CrashAt
+)
 
 
 class ControlDone(msgspec.Struct, tag="done", frozen=True):
@@ -158,12 +203,20 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 
 class FaultStatus(msgspec.Struct, frozen=True):
-    """An active network fault of a node."""
+    """A network fault in force in a node. `rule` is None for one that only this node was told."""
 
     kind: str
     peers: list[str]
     hits: int
     left_ms: int | None
+    id: str = ""
+    rule: FaultRule | None = None
+
+
+class FaultsSet(msgspec.Struct, tag="faults-set", frozen=True):
+    """The answer to `SetFaults`: the hits of each fault, by its id."""
+
+    hits: dict[str, int]
 
 
 class NodeStatus(msgspec.Struct, tag="status-reply", frozen=True):
@@ -198,4 +251,4 @@ class NodeStatus(msgspec.Struct, tag="status-reply", frozen=True):
     counters: dict[str, int]
 
 
-NodeReply = ControlDone | ControlFailure | WhoamiReply | NodeStatus
+NodeReply = ControlDone | ControlFailure | WhoamiReply | NodeStatus | FaultsSet

@@ -101,6 +101,12 @@ class Supervisor(Struct, frozen=True, forbid_unknown_fields=True):
     stop_timeout_s: Seconds = 3
 
 
+class Testing(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a node lets itself be done to by those who test it."""
+
+    faults: Literal["allowed", "refused"] = "allowed"
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be configured, checked: a `Config` that exists obeys all rules."""
 
@@ -110,6 +116,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = field(default_factory=Limits)
     logging: Logging = field(default_factory=Logging)
     supervisor: Supervisor = field(default_factory=Supervisor)
+    testing: Testing = field(default_factory=Testing)
 
     def __post_init__(self) -> None:
         """Refuse values that contradict each other.

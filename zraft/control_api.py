@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from zraft.api import ControlFailure
+from zraft.api import ControlFailure, FaultKind, FaultRule
 
 SUPERVISOR_CONTROL_VERSION = 1
 
@@ -151,7 +151,40 @@ class Retire(msgspec.Struct, tag="retire", frozen=True):
     """End the supervisor and leave the nodes alone: a newer supervisor takes over."""
 
 
-SupervisorRequest = Hello | GetTable | Up | Act | Down | Retire
+class PutFault(msgspec.Struct, tag="put-fault", frozen=True, kw_only=True):
+    """Hold a network fault; see `FaultRule`. Answered when every living node has it in force.
+
+    With an `owner_pid` it ends with that process, and within two seconds when the supervisor does.
+    A partition replaces those that are held, unless `add`.
+    """
+
+    kind: FaultKind
+    links: list[tuple[str, str]]
+    groups: list[list[str]] = []
+    rate: float = 1.0
+    delay_ms: int = 0
+    jitter_ms: int = 0
+    normal: bool = False
+    messages: list[str] = []
+    seed: int = 0
+    by: str = "cli"
+    owner_pid: int = 0
+    for_ms: int | None = None
+    add: bool = False
+
+
+class HealFaults(msgspec.Struct, tag="heal-faults", frozen=True, kw_only=True):
+    """End the faults with these ids, or of this kind; neither given: all of them."""
+
+    ids: list[str] = []
+    kind: FaultKind | None = None
+
+
+class GetFaults(msgspec.Struct, tag="get-faults", frozen=True):
+    """The faults that are held."""
+
+
+SupervisorRequest = Hello | GetTable | Up | Act | Down | Retire | PutFault | HealFaults | GetFaults
 
 
 # ------------------------------------------------------------------------------------- answers
@@ -213,6 +246,22 @@ class RetireReply(msgspec.Struct, tag="retire-reply", frozen=True):
     """The supervisor ends right after this; its nodes stay."""
 
 
+class HeldFault(msgspec.Struct, frozen=True):
+    """A fault that the supervisor holds; `hits` of all nodes, at most half a second old."""
+
+    rule: FaultRule
+    hits: int = 0
+    owner_pid: int = 0
+
+
+class FaultsReply(msgspec.Struct, tag="faults-reply", frozen=True, kw_only=True):
+    """What was asked for is so. `missed`: living nodes that have not answered yet."""
+
+    faults: list[HeldFault]  # put: the new one; heal: those that ended; get: all of them
+    replaced: list[HeldFault] = []
+    missed: list[str] = []
+
+
 SupervisorReply = (
     HelloReply
     | TableReply
@@ -221,5 +270,6 @@ SupervisorReply = (
     | ActReply
     | DownReply
     | RetireReply
+    | FaultsReply
     | ControlFailure
 )

@@ -31,10 +31,14 @@ from zraft.control_api import (
     Act,
     Down,
     DownReply,
+    FaultsReply,
+    GetFaults,
     GetTable,
+    HealFaults,
     Hello,
     HelloReply,
     Progress,
+    PutFault,
     Retire,
     RetireReply,
     SupervisorReply,
@@ -42,7 +46,13 @@ from zraft.control_api import (
     TableReply,
     Up,
 )
-from zraft.errors import EXIT_LOCKED, NotRunning, SupervisorError, ZraftError
+from zraft.errors import (
+    EXIT_LOCKED,
+    ControlError,
+    NotRunning,
+    SupervisorError,
+    ZraftError,
+)
 from zraft.node.signals import Signals
 from zraft.paths import ClusterFile, read_cluster_file, socket_dir
 from zraft.storage.directory import LOCK_FILE
@@ -51,6 +61,7 @@ from zraft.telemetry import Telemetry
 from zraft_supervisor import creation
 from zraft_supervisor.children import DEFAULT_PROGRAM, NodeProgram
 from zraft_supervisor.control import ControlSocket, failure_of
+from zraft_supervisor.faults import FaultBook, PendingFault
 from zraft_supervisor.fleet import Fleet
 from zraft_supervisor.layout import (
     Place,
@@ -138,6 +149,7 @@ class Supervisor:
             tell=self._tell,
             on_step=on_step,
         )
+        self._faults = FaultBook(place.directory, self._context, self._poller, self._telemetry.emit)
         names = self._fleet.load(self._cluster) if self._cluster is not None else []
         self._control = ControlSocket(self._context, self._prepare_sockets())
         self._poller.register(self._control.router, zmq.POLLIN)
@@ -187,6 +199,7 @@ class Supervisor:
                 self._take_requests()
                 self._fleet.run(ready)
                 self._fleet.commit()
+                self._faults.run(ready, self._fleet)
                 self._answer()
                 self._maybe_end()
                 self._telemetry.flush(clock.now_ms())
@@ -200,6 +213,7 @@ class Supervisor:
 
     def _poll(self) -> set[int]:
         times = [self._fleet.next_deadline_ms(), self._telemetry.next_deadline_ms()]
+        times.append(self._faults.next_deadline_ms())
         times += [waiting.pending.deadline_ms for waiting in self._waiting]
         if self._is_idle():
             times.append(self._last_request_ms + IDLE_EXIT_MS)
@@ -262,6 +276,11 @@ class Supervisor:
                 self._check_cluster()
                 self._waiting.append(Waiting(identity, PendingAct(self._fleet, request)))
                 self._fleet.end_hold()
+            case PutFault() | HealFaults():
+                self._check_cluster()
+                self._begin_fault(identity, request)
+            case GetFaults():
+                return self._faults.all_faults()
             case Retire():
                 return self._retire()
         return None
@@ -303,6 +322,24 @@ class Supervisor:
         creation.write_cluster_file(self.place.directory, cluster)
         self._on_step("cluster file written")
         return cluster
+
+    def _begin_fault(self, identity: bytes, request: PutFault | HealFaults) -> None:
+        reply: FaultsReply
+        if isinstance(request, HealFaults):
+            reply = self._faults.heal(request)
+        else:
+            assert self._cluster is not None
+            if msgspec.convert(self._cluster.settings, Config).testing.faults == "refused":
+                raise ControlError(
+                    f'the nodes of "{self.place.name}" refuse faults',
+                    why='they were started with testing.faults = "refused" (--no-faults)',
+                    try_="zraft cluster down, then zraft cluster up --faults",
+                )
+            reply = self._faults.put(request)
+        self._waiting.append(
+            Waiting(identity, PendingFault(self._faults, lambda: [*self._fleet], reply))
+        )
+        self._fleet.end_hold()
 
     def _check_cluster(self) -> None:
         if self._cluster is None:
@@ -363,6 +400,7 @@ class Supervisor:
     def _end_cluster(self, reply: DownReply) -> None:
         purge = self._purge or (self._cluster is not None and self._cluster.ephemeral)
         purge = purge and not reply.foreign
+        self._faults.forget()
         self._telemetry.emit("supervisor.stopped", reason="cluster down")
         self._telemetry.close()
         if self._cluster is not None:
@@ -398,6 +436,7 @@ class Supervisor:
             if not isinstance(request, Hello):
                 self._control.send(identity, failure_of(_stopping(self.place.name)))
         self._telemetry.close()
+        self._faults.close()
         self._fleet.close()
         self._signals.close()
         self._control.close()

@@ -32,6 +32,7 @@ from zraft.api import (
     WhoamiReply,
 )
 from zraft.client.conditions import Leadership, check_conditions, leadership, unmet
+from zraft.client.faults import Faults
 from zraft.client.launch import Wish, ensure_supervisor, greet, wait_for_end
 from zraft.client.link import (
     SupervisorGone,
@@ -61,6 +62,7 @@ from zraft.control_api import (
     ActReply,
     Down,
     DownReply,
+    GetFaults,
     GetTable,
     HelloReply,
     NodeRow,
@@ -329,6 +331,19 @@ class Cluster:
                     try_=f"zraft cluster status -C {self.name}",
                 )
             pause.poll(LOOK_MS)
+
+    @property
+    def faults(self) -> Faults:
+        """The faults of the network between the nodes; see `zraft.client.faults`."""
+        return Faults(self.file.names, self._verb, self._ask_quietly, self.statuses)
+
+    def _ask_quietly(self, request: GetFaults) -> SupervisorReply | None:
+        """Ask the supervisor if there is one; None when nobody answers."""
+        found = greet(self.directory)
+        if found is not None:
+            with contextlib.suppress(SupervisorGone):
+                return ask_supervisor(found.running, request, timeout_ms=TABLE_TIMEOUT_MS)
+        return None
 
     # ------------------------------------------------------------------------- verbs: they act
 

@@ -21,12 +21,16 @@ from zraft.api import (
     Campaign,
     ControlDone,
     ControlFailure,
+    CrashAt,
+    FaultRule,
+    FaultsSet,
     GetStatus,
     Heal,
     Isolate,
     NodeReply,
     NodeRequest,
     NodeStatus,
+    SetFaults,
     StepDown,
     Stop,
     Whoami,
@@ -37,10 +41,9 @@ from zraft.errors import ControlError, ZraftError
 from zraft.node.clients import Ready
 from zraft.node.rejects import Rejects
 from zraft.transport.bind import make_router
-from zraft.transport.links import Fault, Links
 
 MAX_REQUESTS = 16  # a turn
-MAX_FRAME_BYTES = 64 << 10
+MAX_FRAME_BYTES = 256 << 10
 MAX_BLOCK_MS = 10_000
 MAX_FAULT_MS = 24 * 3600 * 1000
 
@@ -58,7 +61,7 @@ class Operated(Protocol):
 
 
 class Faults(Protocol):
-    """The network faults of this node."""
+    """The network faults of this node, and its points to crash at. See `zraft.node.faults`."""
 
     def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
         """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
@@ -68,33 +71,13 @@ class Faults(Protocol):
         """Remove every fault; return how many there were."""
         ...
 
+    def hold(self, faults: Sequence[FaultRule], now_ms: int) -> dict[str, int]:
+        """Have exactly these faults of the supervisor in force; return their hits by id."""
+        ...
 
-class LinkFaults:
-    """The faults of the peer links, with their lines in the log."""
-
-    def __init__(
-        self, links: Links, emit: Callable[..., None], name_of: Callable[[MemberId], str]
-    ) -> None:
-        """`emit` writes one event."""
-        self._links = links
-        self._emit = emit
-        self._name_of = name_of
-
-    def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
-        """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
-        fault = self._links.isolate(peers, until_ms=until_ms)
-        self._emit("fault.injected", fault=fault.fault_id, rule=self._rule(fault))
-
-    def heal(self) -> int:
-        """Remove every fault; return how many there were."""
-        healed = self._links.heal()
-        for fault in healed:
-            self._emit("fault.cleared", fault=fault.fault_id, rule=self._rule(fault))
-        return len(healed)
-
-    def _rule(self, fault: Fault) -> str:
-        names = sorted(self._name_of(peer) for peer in fault.peers)
-        return f"{fault.kind} {', '.join(names) or 'all'}"
+    def crash_at(self, point: str) -> None:
+        """Arm a crash point, or disarm with an empty name."""
+        ...
 
 
 class Control:
@@ -204,6 +187,11 @@ class Control:
                 return self._isolate(peers, for_ms, now_ms)
             case Heal():
                 return ControlDone(f"{self._faults.heal()} faults removed")
+            case SetFaults(faults):
+                return FaultsSet(self._faults.hold(faults, now_ms))
+            case CrashAt(point):
+                self._faults.crash_at(point)
+                return ControlDone(f"crashes at {point}" if point else "crashes nowhere")
             case _:
                 assert_never(request)
 

@@ -37,7 +37,8 @@ from zraft.machine.kv import KV
 from zraft.node import notes
 from zraft.node.clients import ClientSockets
 from zraft.node.collector import Collector
-from zraft.node.control import Control, LinkFaults
+from zraft.node.control import Control
+from zraft.node.faults import LinkFaults
 from zraft.node.loop import Loop, LoopParts
 from zraft.node.plan import Plan, raft_settings, server_limits
 from zraft.node.rejects import Rejects
@@ -204,10 +205,17 @@ class NodeProcess:
         peers = self._make_peers(context, links)
         machine = KV()
         server = self._make_server(raft, storage, peers, clients, machine)
+        faults = LinkFaults(
+            links,
+            telemetry.emit,
+            me=plan.name,
+            names=plan.names,
+            allowed=config.testing.faults,
+        )
         control = Control(
             whoami=self._whoami(),
             server=server,
-            faults=LinkFaults(peers.links, telemetry.emit, plan.name_of),
+            faults=faults,
             member_id=plan.cluster.member_id,
             rejects=rejects,
         )
@@ -238,7 +246,8 @@ class NodeProcess:
             server=server,
             machine=machine,
             peers=peers,
-            faults=peers.links.faults,
+            faults=links.faults,
+            rule_of=faults.rule_of,
             storage_stats=storage.stats,
             counters=(clients, rejects, loop),
             dropped_lines=lambda: telemetry.dropped_lines,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zraft import clock
-from zraft.api import FaultStatus, NodeStatus, PeerStatus, WhoamiReply
+from zraft.api import FaultRule, FaultStatus, NodeStatus, PeerStatus, WhoamiReply
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
@@ -63,6 +63,7 @@ class StatusSources:
     machine: StatusMachine
     peers: StatusPeers
     faults: Callable[[], list[Fault]]
+    rule_of: Callable[[Fault], FaultRule | None]
     storage_stats: Callable[[], StorageStats]
     counters: Sequence[Counted]
     dropped_lines: Callable[[], int]
@@ -156,6 +157,8 @@ def _fault_status(sources: StatusSources, fault: Fault, now_ms: int) -> FaultSta
         peers=sorted(sources.name_of(peer) for peer in fault.peers),
         hits=fault.hits,
         left_ms=None if fault.until_ms is None else max(0, fault.until_ms - now_ms),
+        id=fault.fault_id,
+        rule=sources.rule_of(fault),
     )
 
 
