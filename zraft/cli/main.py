@@ -27,19 +27,18 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   cluster  up down status list wait restart        kv       put get delete cas scan
   node     list start stop kill restart pause      logs     tail
            resume campaign step-down               config   show
-  fault    isolate heal                            check    file
-  version
+  fault    isolate heal                            check    run file
+  sim      run replay                                       version
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
-NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "config")
+NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "sim", "config")
 VERSION = "version"
 EXIT_INTERRUPTED = 130
 LATER_NOUNS = (
     "lock",
     "elect",
     "bench",
-    "sim",
     "lab",
     "top",
     "dashboard",

@@ -54,14 +54,15 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
     phase: str = "safety"
     undecided_keys: int = 0  # on which the judge gave up
-    trace: list[str] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)  # the last steps, as text
+    flags: str = ""  # what else `replay` needs
 
     @property
     def replay(self) -> str:
         """Return the line that runs this seed again."""
         python = ".".join(platform.python_version_tuple()[:2])
         return (
-            f"zraft sim replay {self.seed} --time {self.time_s:g}s"
+            f"zraft sim replay {self.seed} --time {self.time_s:g}s{self.flags}"
             f"  # zraft {__version__}, Python {python}"
         )
 
@@ -69,32 +70,37 @@ class Outcome:
 class Simulation:
     """One run of one seed."""
 
-    def __init__(self, plan: Plan, *, time_s: float, steps: int = STEPS_KEPT) -> None:
-        """Make the world; nothing happens yet."""
+    def __init__(
+        self, plan: Plan, *, time_s: float, steps: int = STEPS_KEPT, trace: bool = False
+    ) -> None:
+        """Make the world; nothing happens yet. `trace`: show the last steps of good runs, too."""
+        self._wants_trace = trace
         self.plan = plan
         self.outcome = Outcome(plan.seed, time_s)
         self.world = World(plan, steps=steps)
         self.nemesis = Nemesis(self.world)
-        self._answers: dict[int, Reply] = {}
+        self._answers: dict[MemberId, Reply] = {}
 
     def run(self) -> Outcome:
         """Run all phases; what is found is in the outcome."""
         outcome, world = self.outcome, self.world
         started_ms = clock.monotonic_ms()
         collected = gc.isenabled()
+        places: list[str] = []
         gc.disable()  # nothing of a world is garbage before its end
         try:
             self._phases()
         except (*BREAKS, ZraftError) as error:
             outcome.violations.append(f"{outcome.phase}: {type(error).__name__}: {error}")
-            outcome.trace = world.trace.lines()
             if not isinstance(error, Violation):
-                outcome.trace += _places(error)
+                places = _places(error)
         finally:
             if collected:
                 gc.enable()
         outcome.elapsed_ms = clock.monotonic_ms() - started_ms
         outcome.trace_hash = world.trace.hexdigest()
+        if outcome.violations or self._wants_trace:
+            outcome.trace = world.trace.lines() + places
         outcome.events = world.agenda.events
         outcome.simulated_ms = world.agenda.now_us // 1000
         outcome.operations = len(world.history.operations)
@@ -140,6 +146,8 @@ class Simulation:
         for node in healed:
             node.fuse = node.next_sync_us = 0
             node.fuse_error = False
+            if node.stop_us is not None:
+                node.crash(power=False, how="stopped")  # it was about to end anyway
             if node.server is None:
                 node.start()
             node.resume()
@@ -210,12 +218,15 @@ class Simulation:
             request = Request(
                 node.member_id, 0, 0, 0, PROBE_DEADLINE_MS, Consistency.WRITE, Flag.NONE, body
             )
+            self._answers.clear()
             node.on_requests(b"p%d.%d" % (node.member_id, node.incarnation), [request])
-        limit_us = PROBE_DEADLINE_MS * 2000
-        self._wait("writes", limit_us, lambda: len(self._answers) == len(healed))
-        for answer in self._answers.values():
+            self._wait("a write", PROBE_DEADLINE_MS * 2000, self._is_answered)
+            answer = self._answers[node.member_id]
             if answer.code != Code.OK:
                 raise Violation(f"no progress: a write was answered {answer.code} {answer.body!r}")
+
+    def _is_answered(self) -> bool:
+        return bool(self._answers)
 
     def _on_answer(self, member_id: MemberId, replies: list[Reply]) -> None:
         self._answers[member_id] = replies[0]
@@ -269,7 +280,13 @@ def _places(error: BaseException) -> list[str]:
 
 
 def run_seed(
-    seed: int, *, time_s: float = 15.0, nodes: int | None = None, steps: int = STEPS_KEPT
+    seed: int,
+    *,
+    time_s: float = 15.0,
+    nodes: int | None = None,
+    steps: int = STEPS_KEPT,
+    trace: bool = False,
 ) -> Outcome:
     """Run one seed; see `Simulation`."""
-    return Simulation(draw_plan(seed, nodes=nodes), time_s=time_s, steps=steps).run()
+    plan = draw_plan(seed, nodes=nodes)
+    return Simulation(plan, time_s=time_s, steps=steps, trace=trace).run()

@@ -6,6 +6,7 @@ kept as values and become text only when somebody wants to read them.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from hashlib import blake2b
 
@@ -14,6 +15,7 @@ from zraft.core.ready import Ready
 from zraft.testing.compact import message_text, ready_text
 
 STEPS_KEPT = 400
+_PADDING = re.compile(r"\.{4,}")
 
 
 class Violation(AssertionError):
@@ -70,4 +72,10 @@ class Trace:
                 lines.append(verb)
             else:
                 lines.append(f"{verb} {message_text(value)}")  # type: ignore[arg-type]  # a message
-        return lines
+        return [_printable(line) for line in lines]
+
+
+def _printable(line: str) -> str:
+    """Return a line with a dot for each byte of a command that is no text, and short paddings."""
+    text = "".join(c if c.isprintable() and c != "\ufffd" else "·" for c in line)
+    return _PADDING.sub("…", text)
