@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import zmq
 
-from zraft import clock
+from zraft import clock, crashpoints
 from zraft.api import Reply, Request
 from zraft.core.model import NOBODY, MemberId
 from zraft.errors import DecodeError, VersionError
@@ -206,6 +206,8 @@ class ClientSockets:
         """Send this turn's replies, one frame per client; what can't leave is dropped, counted."""
         if not self._replies:
             return
+        if crashpoints.armed:
+            crashpoints.reach("reply.before-send")
         replies, self._replies = self._replies, {}
         router = self._router
         for client, items in replies.items():
@@ -224,6 +226,8 @@ class ClientSockets:
                     self.replies_dropped += len(group)
                 else:
                     self.replies_sent += len(group)
+        if crashpoints.armed:
+            crashpoints.reach("reply.sent")
 
     # Forwarding
 
@@ -262,6 +266,8 @@ class ClientSockets:
             return False
         if any(len(request.body) > MAX_REQUEST_BYTES for request in requests):
             return False
+        if crashpoints.armed:
+            crashpoints.reach("forward.before-send")
         limit_bytes = MAX_CLIENT_FRAME_BYTES - _FRAME_HEAD_BYTES
         for position, group in enumerate(_groups(requests, limit_bytes)):
             try:
@@ -273,6 +279,8 @@ class ClientSockets:
                 return True
             link.sent = True
             self.requests_forwarded += len(group)
+        if crashpoints.armed:
+            crashpoints.reach("forward.sent")
         return True
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from zraft.api import Request
 from zraft.core.model import NOBODY, MemberId
@@ -41,6 +42,13 @@ class Ticket:
     key: int = 0  # in the table of its place: the index of its entry, or a number of its own
     term: int = 0  # of its entry, when proposed
     leader: MemberId = NOBODY  # who has it, when forwarded
+
+
+class ConfirmedRead(NamedTuple):
+    """Reads that may be answered once `index` is applied."""
+
+    at_index: int
+    tickets: list[Ticket]
 
 
 class Deadlines:

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from zraft import crashpoints
 from zraft.api import Code, Consistency, Flag, Reply, Request
 from zraft.core.messages import Message
 from zraft.core.model import NOBODY, Command, Entries, EntryType, MemberId
@@ -30,7 +30,7 @@ from zraft.core.state import FAR_MS
 from zraft.machine.apply import OnError, apply_safely, query_safely
 from zraft.machine.base import Ctx, StateMachine
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
-from zraft.node.requests import Deadlines, Place, Ticket
+from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
 from zraft.wire import decode_entry
@@ -43,13 +43,6 @@ APPLY_CLOCK_EVERY = 32
 
 _BARRIER = int(Flag.BARRIER)  # plain numbers: each operation on a flag makes an object
 _FORWARDED = int(Flag.FORWARDED)
-
-
-class ConfirmedRead(NamedTuple):
-    """Reads that may be answered once `index` is applied."""
-
-    at_index: int
-    tickets: list[Ticket]
 
 
 @dataclass(slots=True)
@@ -349,12 +342,20 @@ class Server:
         slice_ends_ns = self._clock_ns() + self._limits.apply_slice_ms * 1_000_000
         self._route_parked(now_ms)
         while (ready := self.raft.ready()) is not None:
+            if crashpoints.armed:
+                crashpoints.reach("flush.before-send")
             if ready.messages:
                 self.peers.send(ready.messages)
+                if crashpoints.armed:
+                    crashpoints.reach("flush.sent")
             if ready.must_persist:
                 self._persist(ready)
             if ready.messages_after_persist:
+                if crashpoints.armed:
+                    crashpoints.reach("flush.before-answers")
                 self.peers.send(ready.messages_after_persist)
+                if crashpoints.armed:
+                    crashpoints.reach("flush.answers-sent")
             if ready.committed is not None:
                 assert self._applying is None
                 self._applying = Applying(ready.committed)
@@ -362,6 +363,8 @@ class Server:
             for notice in ready.notices:
                 self._on_notice(notice)
             self.raft.advance(ready)
+            if crashpoints.armed:
+                crashpoints.reach("flush.advanced")
             self._apply(slice_ends_ns)
             self._retry_reads(ready, now_ms)
             self._route_parked(now_ms)
@@ -387,7 +390,11 @@ class Server:
         entries, position = applying.entries, applying.position
         payloads, count = entries.payloads, len(entries.payloads)
         while position < count:
+            if crashpoints.armed:
+                crashpoints.reach("apply.before-entry")
             self._apply_one(entries.first_index + position, payloads[position])
+            if crashpoints.armed:
+                crashpoints.reach("apply.entry-applied")
             position += 1
             if position % APPLY_CLOCK_EVERY == 0 and self._clock_ns() >= slice_ends_ns:
                 break
@@ -395,6 +402,8 @@ class Server:
         if position == count:
             self._applying = None
         self.raft.on_applied(self.applied.index)
+        if crashpoints.armed:
+            crashpoints.reach("apply.slice-done")
 
     def _apply_one(self, index: int, payload: bytes) -> None:
         entry = decode_entry(payload)

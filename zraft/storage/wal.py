@@ -28,6 +28,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from zraft import crashpoints
 from zraft.clock import monotonic_ns
 from zraft.core.model import Configuration, Entries, EntryId, HardState, Recovered
 from zraft.storage.base import Identity, StorageStats
@@ -221,11 +222,16 @@ class Wal:
         if not self._pending:
             return
         start_ns = monotonic_ns()
+        kind = "entries" if any(entries for _, entries, _ in self._pending) else "vote"
+        if crashpoints.armed:
+            crashpoints.reach(f"persist.{kind}.before")
         body = pack_records(self._pending)
         self._make_room(batch_bytes(len(body)))
         self._append(BatchType.RECORDS, body)
         self._pending.clear()
         self._synced = self._saved
+        if crashpoints.armed:
+            crashpoints.reach(f"persist.{kind}.done")
         self._syncs += 1
         self._last_sync_us = (monotonic_ns() - start_ns) // 1000
         self._max_sync_us = max(self._max_sync_us, self._last_sync_us)
@@ -237,8 +243,14 @@ class Wal:
         data, crc = encode_batch(
             batch_type, self._number, body, chain=self._chain, seed=segment.seed
         )
+        if crashpoints.armed:
+            crashpoints.reach("wal.batch.before-write")
         self._steps.write(segment.fd, segment.path, data, self._tail_offset)
+        if crashpoints.armed:
+            crashpoints.reach("wal.batch.written")
         self._steps.sync_file(segment.fd, segment.path)
+        if crashpoints.armed:
+            crashpoints.reach("wal.batch.synced")
         self._chain = crc
         self._number += 1
         self._tail_offset += len(data)
@@ -252,7 +264,11 @@ class Wal:
             return
         if self._tail_offset == self._open.start_offset:
             return
+        if crashpoints.armed:
+            crashpoints.reach("wal.seal.before")
         self._append(BatchType.SEAL, SEAL_BODY)
+        if crashpoints.armed:
+            crashpoints.reach("wal.seal.synced")
         number = self._open.number + 1
         self._close_segment()
         self._start_segment(number)
@@ -276,10 +292,20 @@ class Wal:
         self._next_fd = None
         seed = make_seed(identity.cluster_id, identity.member_id, number)
         self._open = _Open(path, fd, number, seed, len(data))
+        if crashpoints.armed:
+            crashpoints.reach("wal.segment.before-header")
         self._steps.write(fd, self._steps.next_path, data, 0)
+        if crashpoints.armed:
+            crashpoints.reach("wal.segment.header-written")
         self._steps.sync_file(fd, self._steps.next_path)
+        if crashpoints.armed:
+            crashpoints.reach("wal.segment.header-synced")
         self._steps.rename_next(path)
+        if crashpoints.armed:
+            crashpoints.reach("wal.segment.renamed")
         self._steps.sync_names()
+        if crashpoints.armed:
+            crashpoints.reach("wal.segment.ready")
         self._segments.append((number, header.first_index))
         self._chain = crc
         self._number += 1
@@ -306,13 +332,19 @@ class Wal:
             count = min(budget_bytes, next_target - self._next_filled_bytes)
             if self._next_fd is None:
                 self._next_fd = self._steps.make_next()
+                if crashpoints.armed:
+                    crashpoints.reach("wal.fill.file-made")
             self._fill(self._next_fd, self._steps.next_path, self._next_filled_bytes, count)
             self._next_filled_bytes += count
         return self._filled_bytes < own_target or self._next_filled_bytes < next_target
 
     def _fill(self, fd: int, path: Path, offset: int, count: int) -> None:
         self._steps.zero(fd, path, offset, offset + count)
+        if crashpoints.armed:
+            crashpoints.reach("wal.fill.zeroed")
         self._steps.sync_file(fd, path)
+        if crashpoints.armed:
+            crashpoints.reach("wal.fill.synced")
 
     # ---------------------------------------------------------------------------------- compaction
 

@@ -25,6 +25,7 @@ from typing import Final
 
 import zmq
 
+from zraft import crashpoints
 from zraft.core.model import MemberId
 from zraft.transport.bind import HANDSHAKE_MS, set_tcp_options
 
@@ -113,6 +114,8 @@ class OutgoingLane:
             self.socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:  # no connection, a full pipe, or a context that is being ended
             return False
+        if crashpoints.armed:
+            crashpoints.reach("send.one")
         self._owed_since_ms = None
         if awaited_seq:
             self._note_sent(awaited_seq, now_ms)
