@@ -36,6 +36,7 @@ MAX_CLIENT_FRAME_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 20) - 4096
 MAX_ENTRIES = 65536  # in one frame
 MAX_U64 = (1 << 64) - 1
+MAX_COUNT = 1 << 62  # of terms and indices: a step further must still be a number on the wire
 
 KIND_REQUEST_VOTE = 1
 KIND_REQUEST_VOTE_RESPONSE = 2
@@ -320,6 +321,12 @@ def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
     return PeerHeader(*fields[:_HEADER_LENGTH]), fields
 
 
+def _check_position(index: int, term: int, sender_term: int, what: str) -> None:
+    """Refuse a place in a log that no log has: index 0 has term 0, no entry is of a later term."""
+    if (index == 0) != (term == 0) or term > sender_term or index > MAX_COUNT:
+        raise DecodeError(f"{what} names a place that no log has")
+
+
 def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
     """Return the message of a frame whose header was accepted.
 
@@ -329,11 +336,14 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
     """
     body = fields[_HEADER_LENGTH:]
     src, dst, term = header.src, header.dst, header.term
+    if term > MAX_COUNT:
+        raise DecodeError("a term that nobody reaches")
     match header.kind:
         case 3:  # KIND_APPEND_ENTRIES, the hot one, first
             if len(body) < 5:
                 raise DecodeError("AppendEntries is too short")
             prev_index, prev_term, commit, round_ = _naturals(body[:4], "AppendEntries")
+            _check_position(prev_index, prev_term, term, "AppendEntries")
             entries = _decode_entries(prev_index + 1, body[4], term)
             if entries.terms and entries.terms[0] < prev_term:
                 raise DecodeError("the terms of entries fall")
@@ -348,7 +358,11 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
             if len(body) < 4:
                 raise DecodeError("RequestVote is too short")
             pre_vote = _flag(body[0], "pre_vote")
-            return RequestVote(src, dst, term, pre_vote, *_naturals(body[1:4], "RequestVote"))
+            vote_term, last_index, last_term = _naturals(body[1:4], "RequestVote")
+            _check_position(last_index, last_term, term, "RequestVote")
+            if vote_term != term + pre_vote:
+                raise DecodeError("RequestVote asks about a term that its sender can't stand for")
+            return RequestVote(src, dst, term, pre_vote, vote_term, last_index, last_term)
         case 2:  # KIND_REQUEST_VOTE_RESPONSE
             if len(body) < 3:
                 raise DecodeError("RequestVoteResponse is too short")

@@ -358,3 +358,13 @@ def test_a_peer_with_a_full_window_gets_no_message_for_each_commit() -> None:
     assert to_hung == 3  # two appends, and the news of the first commit between them
     (beat,) = solo.appends(solo.wait(50), 3)
     assert beat.leader_commit == 51
+
+
+def test_a_refusal_that_says_nothing_of_the_log_changes_nothing() -> None:
+    """It answers a term; there is no place in it to go back to."""
+    solo = Solo(3)
+    solo.become_leader()
+    solo.step(AppendEntriesResponse(2, 1, solo.raft.term, False, 0, 0, 0, 0))
+    leadership = solo.raft.state.leadership
+    assert leadership is not None
+    assert leadership.progress[2].next_index == 1

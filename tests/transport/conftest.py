@@ -97,7 +97,7 @@ class Node:
 
     def vote(self, dst: int, number: int) -> None:
         """Send a small message that carries a number."""
-        self.sockets.send([RequestVote(self.me, dst, 1, False, 1, number, 0)])
+        self.sockets.send([RequestVote(self.me, dst, 1, False, 1, number, min(number, 1))])
 
     def numbers(self, src: int) -> list[int]:
         """Return the numbers that arrived from `src`, in order."""

@@ -110,7 +110,7 @@ def test_frames_of_older_lives_and_sockets_never_come_out(
     dealer = net.dealer(1)
     lives = [(2, 1, 1), (1, 9, 2), (2, 2, 3), (2, 1, 4), (3, 1, 5), (2, 2, 6), (3, 1, 7)]
     for incarnation, epoch, number in lives:
-        vote = RequestVote(2, 1, 1, False, 1, number, 0)
+        vote = RequestVote(2, 1, 1, False, 1, number, min(number, 1))
         dealer.send(encode(vote, incarnation=incarnation, epoch=epoch))
     net.run(lambda: 7 in first.numbers(2))
     assert first.numbers(2) == [1, 3, 5, 7]
@@ -124,7 +124,7 @@ def test_duplicates_and_reordered_frames_do_come_out(
     first = net.node(1)
     dealer = net.dealer(1)
     for seq in (1, 3, 2, 2):
-        vote = RequestVote(2, 1, 1, False, 1, seq, 0)
+        vote = RequestVote(2, 1, 1, False, 1, seq, min(seq, 1))
         dealer.send(encode(vote, seq=(1 << 32) + seq))
     net.run(lambda: len(first.inbox) == 4)
     assert first.numbers(2) == [1, 3, 2, 2]

@@ -26,7 +26,7 @@ CLUSTER = b"cluster8"
 CODEC = wire.EntryCodec()
 
 naturals = st.integers(0, wire.MAX_U64)
-terms = st.integers(1, wire.MAX_U64)
+terms = st.integers(1, wire.MAX_COUNT)
 members = st.integers(1, wire.MAX_U64)
 
 
@@ -34,9 +34,9 @@ members = st.integers(1, wire.MAX_U64)
 def appends(draw: st.DrawFn) -> AppendEntries:
     """Draw an AppendEntries as a leader can send it: terms never fall, none passes its own."""
     found = sorted(draw(st.lists(terms, max_size=6)))
-    term = draw(st.integers(found[-1] if found else 0, wire.MAX_U64))
+    term = draw(st.integers(found[-1] if found else 0, wire.MAX_COUNT))
     prev_term = draw(st.integers(0, found[0] if found else term))
-    prev_index = draw(st.integers(0, 1 << 40))
+    prev_index = draw(st.integers(1, 1 << 40)) if prev_term else 0
     payloads = [
         CODEC.encode(Command(draw(st.binary(max_size=40))), term=entry_term, log_time_ms=5)
         for entry_term in found
@@ -54,23 +54,32 @@ def appends(draw: st.DrawFn) -> AppendEntries:
     )
 
 
+@st.composite
+def votes(draw: st.DrawFn) -> RequestVote:
+    """A RequestVote that somebody could send: its log fits its term."""
+    term, pre_vote = draw(terms), draw(st.booleans())
+    last_term = draw(st.integers(0, term))
+    last_index = draw(st.integers(1, wire.MAX_COUNT)) if last_term else 0
+    return RequestVote(
+        draw(members), draw(members), term, pre_vote, term + pre_vote, last_index, last_term
+    )
+
+
 messages: st.SearchStrategy[Message] = st.one_of(
     appends(),
     st.builds(
         AppendEntriesResponse,
         members,
         members,
-        naturals,
+        terms,
         st.booleans(),
         naturals,
         naturals,
         naturals,
         naturals,
     ),
-    st.builds(RequestVote, members, members, naturals, st.booleans(), naturals, naturals, naturals),
-    st.builds(
-        RequestVoteResponse, members, members, naturals, st.booleans(), naturals, st.booleans()
-    ),
+    votes(),
+    st.builds(RequestVoteResponse, members, members, terms, st.booleans(), naturals, st.booleans()),
 )
 
 
@@ -184,6 +193,26 @@ def test_terms_of_entries_must_fit_the_log_that_sends_them(entry_terms: list[int
     """Terms fall nowhere, start at or after prev_log_term (4) and never pass the sender's (7)."""
     payloads = [CODEC.encode(Command(b""), term=t, log_time_ms=0) for t in entry_terms]
     message = AppendEntries(1, 2, 7, 10, 4, 0, 0, Entries(11, entry_terms, payloads))
+    with pytest.raises(DecodeError):
+        decode(encode(message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AN_APPEND._replace(prev_log_index=0),  # index 0 has term 0
+        AN_APPEND._replace(prev_log_term=0),
+        AN_APPEND._replace(prev_log_term=8, entries=Entries(11, [], [])),  # later than the sender
+        A_VOTE._replace(last_log_index=0),
+        A_VOTE._replace(last_log_term=8),
+        A_VOTE._replace(vote_term=9),  # a pre-vote asks about the next term
+        A_VOTE._replace(pre_vote=False),  # a vote about the sender's own
+        A_VOTE._replace(term=wire.MAX_U64),  # no term comes after it
+        RequestVoteResponse(1, 2, wire.MAX_U64, False, 1, True),
+    ],
+)
+def test_what_no_member_can_say_is_refused(message: Message) -> None:
+    """A place that no log has, or a term out of reach, would break an invariant of the core."""
     with pytest.raises(DecodeError):
         decode(encode(message))
 

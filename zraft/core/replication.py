@@ -233,6 +233,8 @@ def _back_up(st: RaftState, progress: Progress, m: AppendEntriesResponse) -> Non
     goes back below it.
     """
     target = m.conflict_index
+    if target == 0:
+        return  # it refuses the term, and says nothing of the log
     if target <= progress.match_index and st.log.term(target) != m.conflict_term:
         return
     if m.conflict_term != 0:
