@@ -82,12 +82,20 @@ class Totals:
 class Worker:
     """One process of a campaign, and the seed that it works on."""
 
-    def __init__(self, time_s: float) -> None:
+    def __init__(self, time_s: float, bug: str | None = None) -> None:
+        """Start the process; with `bug`, one of the zoo lives in it."""
         self.seed: int | None = None
         self.since_ms = 0
         self._bytes = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "zraft.testing.sim.worker", "--time-s", f"{time_s:g}"],
+            [
+                sys.executable,
+                "-m",
+                "zraft.testing.sim.worker",
+                "--time-s",
+                f"{time_s:g}",
+                *(() if bug is None else ("--bug", bug)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -112,6 +120,13 @@ class Worker:
             return None
         document: dict[str, Any] = msgspec.json.decode(self._bytes)
         self._bytes, self.seed = b"", None
+        return document
+
+    def run(self, seed: int) -> dict[str, Any]:
+        """Let it run a seed, and wait for the outcome."""
+        self.give(seed)
+        while (document := self.read()) is None:
+            pass
         return document
 
     def end(self) -> None:

@@ -1,0 +1,163 @@
+"""The parts of the simulated world, each on its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zraft.core.model import Configuration, Entries, HardState, Recovered
+from zraft.errors import ConfigError
+from zraft.testing.sim.agenda import Agenda
+from zraft.testing.sim.campaign import Progress, parse_seeds, run_campaign
+from zraft.testing.sim.clock import NodeClock
+from zraft.testing.sim.draws import Draws
+from zraft.testing.sim.marks import REQUIRED, Marks, missing
+from zraft.testing.sim.plan import FAULTS, draw_plan
+from zraft.testing.sim.runner import run_seed
+from zraft.testing.sim.storage import Shadow
+from zraft.testing.sim.trace import Violation
+from zraft.testing.zoo import planted
+
+BASE = Configuration((1, 2, 3))
+
+
+@pytest.mark.parametrize("drift_ppm", [-50_000, -7, 0, 13, 50_000])
+@pytest.mark.parametrize("offset_us", [0, 1, 999, 123_456_789])
+def test_deadline_comes_at_the_first_moment_that_the_clock_shows_it(
+    drift_ppm: int, offset_us: int
+) -> None:
+    """A wake-up is never early and at most a microsecond late, whatever the drift."""
+    clock = NodeClock(offset_us, drift_ppm)
+    for local_ms in (clock.local_ms(0) + 1, 124_000, 987_654):
+        true_us = clock.true_us(local_ms)
+        assert clock.local_ms(true_us) >= local_ms
+        assert true_us == 0 or clock.local_ms(true_us - 1) < local_ms
+
+
+def test_clock_jumps_ahead_only() -> None:
+    """Production's clock never goes back, so the simulated one does not either."""
+    clock = NodeClock(0, 0)
+    clock.jump(5_000)
+    assert clock.local_ms(1_000) == 6
+    with pytest.raises(AssertionError):
+        clock.jump(-1)
+
+
+def test_agenda_keeps_the_order_of_planning_at_one_moment() -> None:
+    """Two events of one microsecond happen in the order in which they were planned."""
+    agenda = Agenda()
+    seen: list[str] = []
+    for name in "abc":
+        agenda.at(7, seen.append, name)
+    agenda.at(3, seen.append, "first")
+    agenda.run_until(10)
+    assert seen == ["first", "a", "b", "c"]
+    assert agenda.now_us == 10
+
+
+def test_streams_of_one_seed_are_independent_and_repeatable() -> None:
+    """A stream depends on the seed and its name, on nothing that others drew."""
+    first, again, other = Draws(1, "a"), Draws(1, "a"), Draws(1, "b")
+    drawn = [first.random() for _ in range(5)]
+    assert [other.random() for _ in range(5)] != drawn
+    assert [again.random() for _ in range(5)] == drawn
+
+
+def test_swarm_switches_faults_on_and_off() -> None:
+    """Over many seeds every kind of fault is on in some and off in others."""
+    plans = [draw_plan(seed) for seed in range(200)]
+    chosen = [{kind for kind, _ in plan.faults} for plan in plans]
+    for kind in FAULTS:
+        on = sum(kind in kinds for kinds in chosen)
+        assert 40 < on < 180, kind
+    assert {plan.nodes for plan in plans} == {1, 2, 3, 4, 5, 7}
+    assert draw_plan(5, nodes=3).nodes == 3
+
+
+def shadow() -> Shadow:
+    """Return a shadow with two entries and a vote."""
+    made = Shadow()
+    made.pending = [(HardState(1, 2), Entries(1, [1, 1], [b"a", b"b"]))]
+    assert made.commit() is None
+    return made
+
+
+def test_recovery_may_give_the_batch_under_way_or_not() -> None:
+    """After a crash the batch that was not synced is there as a whole, or not at all."""
+    entries = Entries(2, [2, 2], [b"x", b"y"])
+    for recovered, survived in (
+        (Recovered(HardState(1, 2), BASE, Entries(1, [1, 1], [b"a", b"b"])), False),
+        (Recovered(HardState(2, 0), BASE, Entries(1, [1, 2, 2], [b"a", b"x", b"y"])), True),
+    ):
+        made = shadow()
+        made.pending = [(HardState(2, 0), entries)]
+        assert made.settle(recovered) is survived
+
+
+def test_recovery_that_lost_or_mixed_something_is_a_violation() -> None:
+    """A synced vote that is gone, and half of a batch, are both found."""
+    entries = Entries(2, [2, 2], [b"x", b"y"])
+    for recovered in (
+        Recovered(HardState(1, 0), BASE, Entries(1, [1, 1], [b"a", b"b"])),
+        Recovered(HardState(2, 0), BASE, Entries(1, [1, 2], [b"a", b"x"])),
+        Recovered(HardState(2, 0), BASE, Entries(1, [1, 1], [b"a", b"b"])),
+    ):
+        made = shadow()
+        made.pending = [(HardState(2, 0), entries)]
+        with pytest.raises(Violation):
+            made.settle(recovered)
+
+
+def test_marks_know_what_was_not_reached() -> None:
+    """A campaign fails on what it never saw, and a misspelled mark is caught."""
+    marks = Marks()
+    marks.reach("split_vote")
+    assert "split_vote" not in missing(marks.counts)
+    assert len(missing(marks.counts)) == len(REQUIRED) - 1
+    with pytest.raises(AssertionError):
+        marks.reach("spilt_vote")
+
+
+def test_a_violation_comes_with_a_line_to_replay_it_and_its_last_steps() -> None:
+    """Seed, time, version and Python are in one line; the steps read like an interaction file."""
+    with planted("quorum-off-by-one"):
+        outcome = run_seed(3, time_s=2.0)
+    assert len(outcome.violations) == 1
+    assert outcome.violations[0].startswith("safety: Violation:")
+    assert outcome.replay.startswith("zraft sim replay 3 --time 2s  # zraft ")
+    assert any(line.startswith("ready ") for line in outcome.trace)
+    assert any(line.startswith("at ") for line in outcome.trace)
+
+
+def test_a_single_member_makes_progress_too() -> None:
+    """One node is its own quorum, through every crash."""
+    outcome = run_seed(2, time_s=3.0, nodes=1)
+    assert outcome.violations == []
+    assert outcome.statuses["ok"] > 0
+
+
+def test_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Finished seeds are not run again, and their numbers count."""
+    path = tmp_path / "progress.jsonl"
+    first = run_campaign(range(2), time_s=1.0, jobs=2, progress=Progress(path, 1.0))
+    progress = Progress(path, 1.0)
+    assert progress.done == {0, 1}
+    totals = run_campaign(range(3), time_s=1.0, jobs=1, progress=progress)
+    assert (first.seeds, totals.seeds) == (2, 3)
+    assert totals.events > first.events
+    assert len(path.read_bytes().splitlines()) == 4
+
+
+def test_campaign_refuses_the_progress_of_another_one(tmp_path: Path) -> None:
+    """The same seed for another time is another run."""
+    path = tmp_path / "progress.jsonl"
+    Progress(path, 1.0)
+    with pytest.raises(ConfigError, match="another campaign"):
+        Progress(path, 2.0)
+
+
+def test_seeds_are_given_as_a_range() -> None:
+    """A..B leaves B out, so that two campaigns fit together."""
+    assert parse_seeds("3..6") == range(3, 6)
+    assert parse_seeds("7") == range(7, 8)

@@ -1,0 +1,77 @@
+"""Tests of the tests: planted bugs must be found, and without them nothing must be.
+
+Each bug lives in a process of its own. The control, the same seeds for the same time without a bug,
+is the campaign of `test_campaign`, which covers them all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zraft.testing.interaction import rewritten
+from zraft.testing.sim.campaign import Worker
+from zraft.testing.zoo import ZOO, planted
+
+MAX_SEEDS = 50
+TIME_S = 15.0
+INTERACTION = Path(__file__).parents[1] / "interaction"
+
+DIRECTED = {
+    "double-vote-after-restart": "vote_survives_restart.txt",
+    "vote-before-sync": "election.txt",
+    "commit-old-term-by-counting": "figure_8_e.txt",
+    "truncate-on-every-append": "read_index.txt",
+    "commit-past-match": "stale_leader.txt",
+    "no-up-to-date-check": "figure_8_e.txt",
+    "acknowledge-own-last-index": "stale_leader.txt",
+    "quorum-off-by-one": "split_vote.txt",
+    "stale-read-without-quorum": "read_index.txt",
+    "duplicate-reply-counted-twice": "doubled_vote.txt",
+}
+"""The file of the interaction language that finds each bug without any luck."""
+
+
+def first_violation(bug: str) -> tuple[int, str] | None:
+    """Return the first seed that finds a bug, and what it says; None: no seed did."""
+    worker = Worker(TIME_S, bug)
+    try:
+        for seed in range(MAX_SEEDS):
+            document = worker.run(seed)
+            if document["violations"]:
+                return seed, document["violations"][0]
+    finally:
+        worker.end()
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("bug", ZOO)
+def test_random_search_finds_the_planted_bug(bug: str) -> None:
+    """Fifty seeds are enough for every bug; a violation names a property, not a crash."""
+    found = first_violation(bug)
+    assert found is not None, f"{bug} was not found"
+    assert "Violation" in found[1] or "Assertion" in found[1], found
+
+
+@pytest.mark.parametrize("bug", ZOO)
+def test_directed_file_finds_the_planted_bug(bug: str) -> None:
+    """A file that leads to the situation shows the bug; without it, the file reads as before."""
+    text = (INTERACTION / DIRECTED[bug]).read_text()
+    assert rewritten(text) == text
+    with planted(bug):
+        try:
+            shown = rewritten(text)
+        except AssertionError:
+            shown = ""
+    assert shown != text
+    assert rewritten(text) == text, "the bug was not taken out again"
+
+
+def test_zoo_names_a_real_system_for_each_bug() -> None:
+    """A bug that nobody ever had proves less."""
+    assert len(ZOO) >= 10
+    assert [name for name, bug in ZOO.items() if not (bug.what and bug.known_from)] == []
+    assert sorted(DIRECTED) == sorted(ZOO)
