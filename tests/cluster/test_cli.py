@@ -214,7 +214,8 @@ def test_isolated_leader_disagrees_and_is_refused(zraft: Shell) -> None:
 
     document = wait_until("another leader", replaced, timeout_ms=10_000)
     assert document["agree"] is False
-    assert {fault["node"] for fault in document["faults"]} == {old}
+    assert [fault["nodes"] for fault in document["faults"]] == [[old]]
+    assert document["cut_off"] == [old]
     status = zraft.run("cluster", "status", "--exit-code", expect=10).stdout.decode()
     assert f"← {old} is cut off" in status
     assert "healed" in zraft.run("fault", "heal", "--all").stdout.decode()

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from zraft.api import FaultStatus, NodeStatus
+from zraft import clock
+from zraft.api import FaultRule, FaultStatus, NodeStatus
 from zraft.cli.output import Output
 from zraft.cli.status import print_status, status_document
 from zraft.control_api import LastExit, NodeRow
@@ -173,7 +174,10 @@ def test_crashed_node_shows_its_last_words() -> None:
 
 def test_disagreement_names_both_sides_and_who_is_cut_off() -> None:
     """An isolated old leader still thinks it leads; the others follow somebody else."""
-    fault = FaultStatus(kind="isolate", peers=["n2", "n3"], hits=120, left_ms=9100)
+    until_ms = clock.now_ms() + 9_140
+    links = [pair for n in ("n2", "n3", "n4", "n5") for pair in (("n1", n), (n, "n1"))]
+    rule = FaultRule(id="f3", kind="isolate", links=links, groups=[["n1"]], until_ms=until_ms)
+    fault = FaultStatus(kind="isolate", peers=["n2"], hits=120, left_ms=9100, id="f3", rule=rule)
     doc = document(
         {"n1": answer("n1", role="leader", leader="n1", term=3, faults=[fault])},
     )
@@ -185,7 +189,8 @@ def test_disagreement_names_both_sides_and_who_is_cut_off() -> None:
         "DISAGREE n1 thinks leader=n1 (term 3); n2,n3,n4,n5 think leader=n5 (term 4)"
         "  ← n1 is cut off"
     ) in text
-    assert "faults  isolate n1 from n2 n3 (9.1s left, 120 dropped)" in text
+    assert "faults  f3 isolate n1 (9.1s left, 120 dropped)" in text
+    assert "1 fault active" in text
     assert doc["faults"][0]["expires_s"] == 9.1
 
 

@@ -131,8 +131,13 @@ def up(
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="A temporary directory, deleted at down.")
     ] = False,
+    faults: Annotated[
+        bool | None,
+        typer.Option("--faults/--no-faults", help="May zraft fault break it? Default: yes."),
+    ] = None,
 ) -> int:
     """Create a cluster or start it again; returns when it has a leader. Repeating it is fine."""
+    from zraft.cli.config import cluster_settings
     from zraft.client.control import Cluster, UpSpec
 
     if transport not in {None, "ipc", "tcp"}:
@@ -142,7 +147,7 @@ def up(
         nodes=nodes,
         directory=directory,
         transport=None if transport is None else "tcp" if transport == "tcp" else "ipc",
-        settings=_settings(run, file),
+        settings=cluster_settings(run, file, faults),
         ephemeral=ephemeral,
         foreground=foreground,
         restart=False if no_restart else None,
@@ -165,15 +170,6 @@ def up(
     code = result.foreground.wait()
     run.out.message(f"Stopped; start it again: zraft cluster up{run.suffix}")
     return code
-
-
-def _settings(run: Run, file: Path | None) -> dict[str, dict[str, int | bool | str]] | None:
-    """Return the settings that were given here, None when none were: then recorded ones stay."""
-    from zraft.config import load_config, to_jsonable
-
-    config, origins = load_config(file, run.environ, {})
-    given = file is not None or any(origin != "default" for origin in origins.values())
-    return to_jsonable(config) if given else None
 
 
 def _up_progress(out: Output, event: UpEvent) -> None:

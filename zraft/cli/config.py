@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,30 @@ app = noun(
 )
 
 Settings = dict[str, dict[str, object]]
+
+
+def cluster_settings(
+    run: Run, file: Path | None, faults: bool | None
+) -> dict[str, dict[str, int | bool | str]] | None:
+    """Return the settings that `up` was given, None when none were: then recorded ones stay.
+
+    `faults` is the flag --faults or --no-faults; alone, it changes nothing else of what is
+    recorded.
+    """
+    import msgspec
+
+    from zraft.config import Config, load_config, to_jsonable
+
+    config, origins = load_config(file, run.environ, {})
+    given = file is not None or any(origin != "default" for origin in origins.values())
+    if faults is None:
+        return to_jsonable(config) if given else None
+    if not given:
+        with contextlib.suppress(NotRunning):  # there is no such cluster yet: the defaults
+            config = msgspec.convert(run.cluster_file().settings, Config)
+    settings = to_jsonable(config)
+    settings["testing"]["faults"] = "allowed" if faults else "refused"
+    return settings
 
 
 def effective_settings(run: Run, file: Path | None) -> tuple[Settings, dict[str, str], str]:

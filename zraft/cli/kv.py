@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zraft.cli.errors import EXIT_OK, CasConflict, refuse_not_built, usage_error
+from zraft.cli.fault_words import one_line
 from zraft.cli.options import Run, command, noun
 from zraft.cli.output import Cell, Output, plural, printable
 from zraft.errors import ControlError, NotFound, NotRunning, OutcomeUnknown, Unavailable
@@ -126,7 +127,7 @@ def explain(run: Run, error: Unavailable | OutcomeUnknown) -> None:
     elif document["leader"] is None:
         facts.append("no leader has a majority now")
     if document["faults"]:
-        told = ", ".join(f"{fault['kind']} {fault['node']}" for fault in document["faults"])
+        told = ", ".join(one_line(fault) for fault in document["faults"])
         facts.append(f"active faults: {told}")
         error.try_ = (*error.try_, f"zraft fault heal --all{run.suffix}")
     error.why = "; ".join(facts)

@@ -13,7 +13,9 @@ import msgspec
 
 from zraft.api import NodeStatus
 from zraft.cli.durations import format_ms
+from zraft.cli.fault_words import cut_off, fault_document, one_line
 from zraft.cli.output import Cell, Output, join_and, plural, printable
+from zraft.client.faults import faults_of
 from zraft.control_api import LastExit, NodeRow
 
 SCHEMA = "zraft.cluster.status/1"
@@ -75,8 +77,9 @@ def status_document(
         "opinions": opinions,
         "state": _state(answers),
         "nodes": nodes,
-        "faults": _faults(answers),
+        "faults": [fault_document(fault) for fault in faults_of(dict(statuses))],
     }
+    document["cut_off"] = cut_off(list(statuses), document["faults"])
     if leader is not None and leader.leader_since_mono_ns is not None:
         document["leader_since_s"] = _seconds((mono_ns - leader.leader_since_mono_ns) / 1e6)
     document["status"] = _verdict(document)
@@ -207,21 +210,6 @@ def _state(answers: Sequence[NodeStatus]) -> dict[str, Any]:
     }
 
 
-def _faults(answers: Sequence[NodeStatus]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"{fault.kind}-{status.name}",
-            "kind": fault.kind,
-            "node": status.name,
-            "peers": fault.peers,
-            "hits": fault.hits,
-            "expires_s": None if fault.left_ms is None else _seconds(fault.left_ms),
-        }
-        for status in answers
-        for fault in status.faults
-    ]
-
-
 # ---------------------------------------------------------------------------------------- text
 
 
@@ -257,7 +245,7 @@ def print_status(document: Mapping[str, Any], out: Output) -> None:
     if not document["agree"]:
         out.line(out.paint("DISAGREE", "bold red") + " " + disagreement(document))
     for fault in document["faults"]:
-        out.line(f"faults  {_fault_text(fault)}")
+        out.line(f"faults  {one_line(fault)}")
     if (text := state_text(document["state"])) is not None:
         out.line(text if document["state"]["equal"] else out.paint(text, "bold red"))
     for node in document["nodes"]:
@@ -324,17 +312,10 @@ def disagreement(document: Mapping[str, Any]) -> str:
         verb = "thinks" if len(names) == 1 else "think"
         who = f"leader={opinion['leader']}" if opinion["leader"] else "there is no leader"
         parts.append(f"{','.join(names)} {verb} {who} (term {opinion['term']})")
-    cut = sorted({fault["node"] for fault in document["faults"]})
+    cut = document["cut_off"]
     verb = "is" if len(cut) == 1 else "are"
     tail = f"  ← {join_and(cut)} {verb} cut off" if cut else ""
     return "; ".join(parts) + tail
-
-
-def _fault_text(fault: Mapping[str, Any]) -> str:
-    left = fault["expires_s"]
-    until = "until healed" if left is None else f"{format_ms(left * 1000)} left"
-    peers = " ".join(fault["peers"]) or "everybody"
-    return f"{fault['kind']} {fault['node']} from {peers} ({until}, {fault['hits']} dropped)"
 
 
 def state_text(state: Mapping[str, Any]) -> str | None:

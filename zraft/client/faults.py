@@ -131,6 +131,12 @@ class Faults:
         """Let nothing pass from these nodes to those; the other way stays open."""
         self._check_names([*from_, *to])
         links = [(one, other) for one, other in self.all_links() if one in from_ and other in to]
+        return self.one_way_links(links, for_ms=for_ms, owner=owner)
+
+    def one_way_links(
+        self, links: Iterable[Link], *, for_ms: int | None = None, owner: str = "script"
+    ) -> FaultView:
+        """Let nothing pass on these links, each in its direction only."""
         return self._put("one-way", links, owner, for_ms)
 
     # ------------------------------------------------------------------------------- bad links
@@ -345,7 +351,7 @@ def faults_of(statuses: dict[str, NodeStatus | None]) -> list[FaultView]:
             before = found.get(view.id)
             hits = view.hits + (before.hits if before is not None else 0)
             found[view.id] = msgspec.structs.replace(view, hits=hits)
-    return [*found.values()]
+    return sorted(found.values(), key=lambda fault: (len(fault.id), fault.id))
 
 
 def _own_view(
