@@ -1,0 +1,1 @@
+"""Real processes under load and faults, and the judge's verdict on what the clients saw."""
