@@ -71,6 +71,7 @@ class Progress:
     sent_commit: int = 0
     sent_round: int = 0
     acked_round: int = 0
+    probe_round: int = 0  # answers of earlier rounds say nothing of where the logs meet
     inflights: Inflights = field(default_factory=Inflights)
 
     def become_probe(self, next_index: int) -> None:
@@ -90,7 +91,6 @@ class Progress:
 
     def on_accepted(self, match_index: int) -> bool:
         """Take an acknowledgement; return whether `match_index` rose."""
-        self.probe_sent = False
         self.inflights.free_to(match_index)
         rose = match_index > self.match_index
         if rose:

@@ -215,16 +215,23 @@ def on_append_entries_response(st: RaftState, m: AppendEntriesResponse) -> None:
         progress.acked_round = max(progress.acked_round, m.round)
     if m.success:
         rose = progress.on_accepted(m.match_index)
-        if progress.state is ProgressState.PROBE:
+        if progress.state is ProgressState.PROBE and m.round >= progress.probe_round:
             _change(st, progress, ProgressState.REPLICATE, "accepted")
         if rose:
             maybe_commit(st)
-    else:
-        _back_up(st, progress, m)
+    elif m.round >= progress.probe_round:
+        _back_up(st, leadership, progress, m)
 
 
-def _back_up(st: RaftState, progress: Progress, m: AppendEntriesResponse) -> None:
+def _back_up(
+    st: RaftState, leadership: Leadership, progress: Progress, m: AppendEntriesResponse
+) -> None:
     """Go back to where the logs may meet; ignore refusals that older sends explain.
+
+    What is sent from here on has a round of its own, and answers of earlier rounds no longer decide
+    how this peer is sent to. Otherwise, where messages overtake each other, each late acceptance
+    would send the whole window again and each late refusal would take that back: one append became
+    hundreds.
 
     If the leader has the conflicting term too, the logs may agree up to its last entry of it;
     otherwise not before the peer's first entry of it. A log that was too short, or had another
@@ -244,6 +251,8 @@ def _back_up(st: RaftState, progress: Progress, m: AppendEntriesResponse) -> Non
         target = max(target, progress.match_index + 1)
     if target >= progress.next_index:
         return
+    leadership.round += 1
+    progress.probe_round = leadership.round
     if progress.state is ProgressState.PROBE:
         progress.become_probe(target)
     else:
