@@ -104,6 +104,9 @@ class Nemesis:
         node = self._draws.pick(down) if down and self._draws.chance(0.5) else self._victim()
         if node is None:
             return False
+        if node.server is not None and self._draws.chance(0.5):
+            node.light_fuse(1, power=True, at_sync=True)
+            return True
         most = 3 if node.server is None else 9
         node.light_fuse(self._draws.between(1, most), power=self._draws.chance(0.6))
         return True
@@ -116,7 +119,7 @@ class Nemesis:
             if node.server is None:
                 continue
             if node.busy_us > self._world.agenda.now_us:
-                node.light_fuse(1, power=True)
+                node.light_fuse(1, power=True, at_sync=self._draws.chance(0.5))
             else:
                 node.crash(power=True, how="outage")
         return True

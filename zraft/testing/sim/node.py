@@ -94,6 +94,7 @@ class SimNode:
         self.fuse = 0  # steps until this process dies; 0: it does not
         self.fuse_power = False
         self.fuse_error = False
+        self._fuse_at_sync = False
         self.next_sync_us = 0  # what the next sync costs on top
         self._forget()
 
@@ -189,9 +190,16 @@ class SimNode:
         self.fuse_error = False
         self._die(power=False, how="disk error")
 
-    def light_fuse(self, steps: int, *, power: bool = False, error: bool = False) -> None:
-        """Let the process end, or the disk fail, in so many steps."""
+    def light_fuse(
+        self, steps: int, *, power: bool = False, error: bool = False, at_sync: bool = False
+    ) -> None:
+        """Let the process end, or the disk fail, in so many steps.
+
+        With `at_sync`, steps are only those in which a batch has been written and is to be synced:
+        the moment at which a power cut can tear it.
+        """
         self.fuse, self.fuse_power, self.fuse_error = steps, power, error
+        self._fuse_at_sync = at_sync
 
     def _burn(self, *, at_disk: Path | None = None) -> None:
         self.fuse -= 1
@@ -205,7 +213,7 @@ class SimNode:
         raise Stopped
 
     def _on_disk_step(self, step: str, path: Path) -> None:
-        if self.fuse:
+        if self.fuse and (not self._fuse_at_sync or (step == "sync" and self.shadow.pending)):
             self._burn(at_disk=path)
         if step != "sync":
             self.local_us += 5
@@ -417,7 +425,7 @@ class SimNode:
 
     def send(self, messages: Sequence[Message]) -> None:
         """`Peers.send`: check that it may be said, and put it on its way."""
-        if self.fuse:
+        if self.fuse and not self._fuse_at_sync:
             self._burn()
         self.world.invariants.on_send(self, messages)
         self.world.network.send(self, messages, self.local_us)
