@@ -84,7 +84,11 @@ def run(
     run: Run,
     nemesis: Annotated[
         str,
-        typer.Option("--nemesis", metavar="KINDS", help="kill, pause, partition, or none."),
+        typer.Option(
+            "--nemesis",
+            metavar="KINDS",
+            help="kill, pause, partition, one-way, drop, delay, duplicate, reorder, corrupt; none.",
+        ),
     ] = "kill,pause,partition",
     time: Annotated[
         str, typer.Option("--time", metavar="TIME", help="How long to break things.")
@@ -152,7 +156,7 @@ def _told(spec: RunSpec) -> str:
 def _tell(out: Output, step: Progress) -> None:
     seconds = step.at_ms // 1000
     at = f"t={seconds // 60:02d}:{seconds % 60:02d}"
-    out.message(f"{at}  {printable(step.what or ''):<36}  ops {_say_counts(step.counts)}".rstrip())
+    out.message(f"{at}  {printable(step.what or ''):<42}  ops {_say_counts(step.counts)}".rstrip())
 
 
 def _say_counts(counts: Counts) -> str:

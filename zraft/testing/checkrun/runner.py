@@ -32,7 +32,7 @@ from zraft.client.sync import Client
 from zraft.errors import RequestError, Unavailable
 from zraft.testing.checkrun.drivers import Drivers
 from zraft.testing.checkrun.load import Counts, LoadSpec
-from zraft.testing.checkrun.nemesis import NEMESES, Field, Nemesis, Strike
+from zraft.testing.checkrun.nemesis import NEMESES, PILING, Field, Nemesis, Strike
 from zraft.testing.history import Operation, write_history
 from zraft.testing.linearizability import CheckResult, check_history
 
@@ -240,8 +240,8 @@ class _Run:
             drivers.watch(max(1, min(rng.randint(*STEP_MS), end_ms - clock.now_ms())))
 
     def _is_active(self, kind: str) -> bool:
-        """Tell whether a kind has to wait: one partition at a time, kills and pauses pile up."""
-        return kind == "partition" and any(strike.kind == kind for strike in self._active)
+        """Tell whether a kind has to wait: links break once at a time, kills and pauses pile up."""
+        return kind not in PILING and any(strike.kind == kind for strike in self._active)
 
     def _strike(self, kind: str) -> None:
         strike = self._nemeses[kind].strike(self._field)
