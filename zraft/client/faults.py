@@ -228,7 +228,7 @@ class Faults:
         """End the faults with these ids, of this kind, or, with neither, all; return them.
 
         Raises:
-            NotFound: there is no such id (exit 4).
+            ControlError: there is no such id (code not_found, exit 4).
         """
         reply = self._verb(HealFaults(ids=[*ids], kind=kind), VERB_MS)
         assert isinstance(reply, FaultsReply), f"not an answer to heal: {reply}"

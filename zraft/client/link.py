@@ -43,10 +43,12 @@ class SupervisorGone(SupervisorError):
 @contextlib.contextmanager
 def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made: list[zmq.Socket[bytes]] = []  # kept: the context knows its sockets only while they live
 
     def connect(endpoint: str) -> zmq.Socket[bytes]:
         with _interrupt_later():
             dealer = context.socket(zmq.DEALER)
+            made.append(dealer)
         dealer.set(zmq.LINGER, 0)
         dealer.set(zmq.RCVHWM, 0)
         dealer.set(zmq.HANDSHAKE_IVL, 2000)
@@ -58,6 +60,7 @@ def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
         yield connect
     finally:
         context.destroy(0)
+        made.clear()
 
 
 @contextlib.contextmanager
