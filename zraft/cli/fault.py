@@ -153,9 +153,10 @@ def partition(
 ) -> int:
     """Split the network: each group hears itself only. Takes the place of an earlier partition."""
     for_ms = for_ms_of(undo_after)
-    goal = take_aim(run, groups, expect_term, seed)
+    goal = take_aim(run, ["all"], expect_term, seed)
     rng = random.Random(seed)
     parts = [resolve([group], goal.nodes, rng) for group in groups]
+    goal = goal._replace(names=[name for part in parts for name in part])
     fault = goal.cluster.faults.partition(parts, for_ms=for_ms, owner=CLI, add=add)
     shown = " | ".join("{" + ",".join(group) + "}" for group in fault.groups)
     return told(run, goal, fault, f"partition {shown} {lasting(for_ms)}", " ".join(groups))

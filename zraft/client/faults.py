@@ -98,7 +98,10 @@ class Faults:
         self._check_names(named)
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
-            raise ControlError(f"{', '.join(twice)} cannot be on two sides of a partition")
+            raise ControlError(
+                f"{', '.join(twice)} cannot be on two sides of a partition",
+                why="a node is in one group; nodes that are in none are one more group",
+            )
         rest = [name for name in self._names if name not in named]
         parts += [rest] if rest else []
         if len(parts) < 2:
@@ -208,7 +211,10 @@ class Faults:
     ) -> FaultView:
         """Hold messages for `delay_ms` ± `jitter_ms` (`normal`: a standard deviation)."""
         if not 0 <= delay_ms <= 600_000 or not 0 <= jitter_ms <= 600_000:
-            raise ControlError(f"a delay of {delay_ms} ± {jitter_ms} ms is impossible")
+            raise ControlError(
+                f"a delay of {delay_ms} ± {jitter_ms} ms is impossible",
+                why="each is from 0 to 600000 ms",
+            )
         return self._put(
             "delay",
             links,
@@ -280,7 +286,9 @@ class Faults:
         self._check_names([name for pair in pairs for name in pair])
         if not pairs or any(one == other for one, other in pairs):
             raise ControlError(
-                "there is no link to break", why="a link leads from one node to another"
+                "there is no link to break",
+                why="a link leads from one node to another, and here is none",
+                try_="n1:n2",
             )
         if not 0 < rate <= 1:
             raise ControlError(f"a rate of {rate} is impossible", why="it is above 0, up to 1")
