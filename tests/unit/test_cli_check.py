@@ -109,11 +109,20 @@ def test_an_undecided_history_exits_with_9(
         for n in range(24)
         for kind in ("put", "get")
     ]
-    nowhere = Operation(
-        process=99, op="get", key="hard", output="x", invoke_ns=10, return_ns=11, status="ok"
-    )
+    later = [
+        Operation(
+            process=99,
+            op="get",
+            key="hard",
+            output=n,
+            invoke_ns=10 + 2 * n,
+            return_ns=11 + 2 * n,
+            status="ok",
+        )
+        for n in (0, 1)
+    ]
     path = tmp_path / "h.jsonl"
-    write_history(path, [*many, nowhere])
+    write_history(path, [*many, *later])
     assert main(["check", "file", str(path), "--timeout", "50ms"]) == 9
     out = capsys.readouterr().out
     assert "undecided" in out

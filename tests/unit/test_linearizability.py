@@ -180,10 +180,10 @@ def test_keys_are_judged_alone() -> None:
 
 
 def hard_history(writers: int) -> list[Operation]:
-    """Return writes at once, and one read of a value that is not there, later: 2^writers states."""
+    """Return writes at once, and two reads that disagree on the last one: 2^writers states."""
     writes = [put(1, 100, number) for number in range(writers)]
     reads = [get(1, 100, number) for number in range(writers)]
-    return [*writes, *reads, get(200, 201, "nowhere")]
+    return [*writes, *reads, get(200, 201, 0), get(202, 203, 1)]
 
 
 def test_a_search_that_reaches_its_bound_is_undecided() -> None:
@@ -203,6 +203,14 @@ def test_a_hard_key_hides_no_violation() -> None:
     easy = [put(1, 2, 7, key="z"), get(3, 4, None, key="z")]
     result = check_history([*hard_history(24), *easy], max_configurations=50_000)
     assert (result.verdict, result.undecided, result.not_linearizable) == (BAD, ["k"], ["z"])
+
+
+def test_a_value_that_nobody_can_have_written_needs_no_search() -> None:
+    """However hard the rest is, it is found at once, and the right read is named."""
+    nowhere = get(300, 301, "nowhere")
+    result = check_history([*hard_history(24)[:-1], nowhere])
+    assert (result.verdict, result.configurations) == (BAD, 0)
+    assert result.counterexamples[0].operation == nowhere
 
 
 @pytest.mark.parametrize("expected", [OK, BAD])

@@ -122,7 +122,8 @@ def _find_guilty(operations: Sequence[Operation], found: SearchResult) -> Operat
         return search(problem, max_configurations=bound).verdict == "not-linearizable"
 
     stuck = operations[found.place]
-    low = next((place for place, op in enumerate(done) if op is stuck), 0)
+    searched = bool(found.states)  # else it is the first of its kind, but perhaps not of all
+    low = next((place for place, op in enumerate(done) if op is stuck and searched), 0)
     high = len(done) - 1
     if contradicts(low):
         high = low
@@ -151,7 +152,7 @@ def _states(
         return clock.monotonic_ms() >= until_ms
 
     for concrete in (True, False):
-        problem = compile_key(operations, concrete=concrete)
+        problem = compile_key(operations, concrete=concrete, must_search=True)
         bound = CORE_CONFIGURATIONS if concrete else MAX_CONFIGURATIONS
         result = search(problem, max_configurations=bound, is_late=is_late)
         if result.verdict == "not-linearizable":

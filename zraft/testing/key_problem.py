@@ -10,7 +10,8 @@ placed, in the order of the returns. It takes these steps, and none of them chan
    becomes a known one, and the finder's window does not begin before the write's. All three follow
    from the history, so no order is lost. Without this an unknown write stays open for ever and
    doubles the work of everything after it. A value that nobody found closes nothing, but it is not
-   told apart from others either (`key_values`), and that makes such writes interchangeable.
+   told apart from others either (`key_values`), and that makes such writes interchangeable. One
+   that was found before anybody began to write it has no order, without a search.
 3. Operations that change nothing, as their output tells (get; cas and delete that said false), are
    not placed one by one: a level says which of them fit which value, and the search takes them as
    soon as they fit. That is sound because moving such an operation to an earlier point of its
@@ -74,7 +75,7 @@ class KeyProblem:
     effects: Effects
     levels: list[Level]
     guards: int
-    closed: int  # how many unknown outcomes became known
+    impossible: int | None  # an operation that found what nobody can have written: no search
 
 
 @dataclass(slots=True)
@@ -120,42 +121,59 @@ def _end_of(op: Operation) -> int:
     return op.return_ns
 
 
-def _sole_writers(operations: Sequence[Operation]) -> dict[Value, int]:
-    """Return the values that only one operation can have written, and its place."""
-    writers: dict[Value, int] = {}
-    texts = set()
-    counts = False
-    for place, op in enumerate(operations):
-        if op.op == "put" or (op.op == "cas" and fit_of(op)[0] == "writes"):
-            assert op.value is not None
-            writers[op.value] = -1 if op.value in writers else place
-        elif op.op == "append":
-            texts.add(op.value)
-        elif op.op == "incr":
-            counts = True
-    endings = tuple(text for text in texts if isinstance(text, str))
-    return {
-        value: place
-        for value, place in writers.items()
-        if place >= 0 and not (value.endswith(endings) if isinstance(value, str) else counts)
-    }
+class _Writers:
+    """Who can have written a value. What appends and incrs may have made is left open."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._first_ns: dict[Value, int] = {}
+        self._sole: dict[Value, int] = {}
+        self._counts = any(op.op == "incr" for op in operations)
+        texts = {op.value for op in operations if op.op == "append"}
+        self._endings = tuple(text for text in texts if isinstance(text, str))
+        for place, op in enumerate(operations):
+            if op.op == "put" or (op.op == "cas" and fit_of(op)[0] == "writes"):
+                assert op.value is not None
+                known_ns = self._first_ns.get(op.value, NEVER_NS)
+                self._sole[op.value] = place if known_ns == NEVER_NS else -1
+                self._first_ns[op.value] = min(known_ns, op.invoke_ns)
+
+    def sole(self, value: Value) -> int | None:
+        """Return the one operation that can have written a value, None if there is not just one."""
+        place = self._sole.get(value, -1)
+        return None if place < 0 or self._is_sum(value) else place
+
+    def could_be_by(self, value: Value, time_ns: int) -> bool:
+        """Tell whether somebody had begun by then who could have written it."""
+        return self._first_ns.get(value, NEVER_NS) <= time_ns or self._is_sum(value)
+
+    def _is_sum(self, value: Value) -> bool:
+        return value.endswith(self._endings) if isinstance(value, str) else self._counts
 
 
-def _close_windows(windows: _Windows) -> None:
-    """Do step 2. Finders are taken by their ends, so that each window is closed once, rightly."""
+def _close_windows(windows: _Windows) -> int | None:
+    """Do step 2. Finders are taken by their ends, so that each window is closed once, rightly.
+
+    Return the first one that found what nobody can have written by then, None when there is none.
+    """
     operations = windows.operations
-    writers = _sole_writers(operations)
+    writers = _Writers(operations)
     begin_ns, end_ns = windows.begin_ns, windows.end_ns
     finders = [
         place
         for place, op in enumerate(operations)
         if op.status == "ok" and windows.found(place) is not None
     ]
-    for first in sorted(finders, key=lambda place: end_ns[place]):
+    finders.sort(key=lambda place: end_ns[place])
+    impossible: int | None = None
+    for first in finders:
+        value = windows.found(first)
+        assert value is not None
+        if impossible is None and not writers.could_be_by(value, end_ns[first]):
+            impossible = first
         finder: int | None = first
         while finder is not None:
             value = windows.found(finder)
-            writer = None if value is None else writers.get(value)
+            writer = None if value is None else writers.sole(value)
             if writer is None or end_ns[writer] <= end_ns[finder]:
                 break
             if begin_ns[writer] > end_ns[finder]:
@@ -166,9 +184,10 @@ def _close_windows(windows: _Windows) -> None:
             finder = writer
     for finder in finders:
         value = windows.found(finder)
-        writer = None if value is None else writers.get(value)
+        writer = None if value is None else writers.sole(value)
         if writer is not None and begin_ns[writer] <= end_ns[finder]:
             begin_ns[finder] = max(begin_ns[finder], begin_ns[writer])
+    return impossible
 
 
 class _Pending:
@@ -297,16 +316,21 @@ def happened(operations: Sequence[Operation]) -> list[Operation]:
     ]
 
 
-def compile_key(operations: Sequence[Operation], *, concrete: bool = False) -> KeyProblem:
+def compile_key(
+    operations: Sequence[Operation], *, concrete: bool = False, must_search: bool = False
+) -> KeyProblem:
     """Return what the search has to solve for the operations of one key, in any order.
 
     Args:
         operations: of one key, as `happened` returns them.
         concrete: tell all values apart, for a report; it is slower and the verdict is the same.
+        must_search: leave also to the search what is `impossible`, for the states it goes through.
     """
     effects = Effects(operations, concrete=concrete)
     windows = _Windows(operations)
-    _close_windows(windows)
+    impossible = _close_windows(windows)
+    if impossible is not None and not must_search:
+        return KeyProblem(effects, [], 0, impossible)
     begins, ends = [], []
     sizes: dict[int, int] = {}
     for place, op in enumerate(operations):
@@ -334,4 +358,4 @@ def compile_key(operations: Sequence[Operation], *, concrete: bool = False) -> K
             pending.begin_unknown(effect)
         else:
             pending.begin(place)
-    return KeyProblem(effects, levels, guards, len(windows.closed))
+    return KeyProblem(effects, levels, guards, None)

@@ -37,7 +37,8 @@ class SearchResult:
     """What the search found. `place` and `states` are set when there is no order.
 
     `place` is the operation that cannot be placed: there is an order for everything that returned
-    before it, and none for it as well. `states` are the values the key can have when it returns.
+    before it, and none for it as well. `states` are the values the key can have when it returns;
+    there are none when it found what nobody can have written, which takes no search.
     """
 
     verdict: Verdict
@@ -59,6 +60,8 @@ def search(
         max_configurations: how many may be remembered; one takes about 100 bytes.
         is_late: asked now and then; true ends the search.
     """
+    if problem.impossible is not None:
+        return SearchResult("not-linearizable", 0, problem.impossible)
     levels = problem.levels
     last = len(levels)
     seen: list[dict[int, list[int]]] = [{} for _ in levels]
