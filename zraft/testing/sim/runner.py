@@ -194,11 +194,14 @@ class Simulation:
         return max(0, *(node.busy_us - self.world.agenda.now_us for node in healed))
 
     def _leader(self, healed: list[SimNode]) -> SimNode | None:
+        """Return the leader that every healed node follows; it may have much to catch up with."""
         for node in healed:
-            if node.server is not None and node.raft.can_serve_reads:
-                followers = [n for n in healed if n.server and n.raft.leader_id == node.member_id]
-                if len(followers) == len(healed):
-                    return node
+            leads = node.server is not None and node.raft.role is Role.LEADER
+            if leads and all(
+                other.server is not None and other.raft.leader_id == node.member_id
+                for other in healed
+            ):
+                return node
         return None
 
     def _await_writes(self, healed: list[SimNode]) -> None:
@@ -216,8 +219,8 @@ class Simulation:
         for node in healed:
             answer = self._write_through(node)
             end_us = world.agenda.now_us + PROBE_DEADLINE_MS * 1000
-            while answer.code == Code.BUSY and world.agenda.now_us < end_us:
-                # Requests whose clients are gone, or that others passed on, wait for their time.
+            while answer.code != Code.OK and world.agenda.now_us < end_us:
+                # Busy with requests whose clients are gone; or a slow disk cost a leader its place.
                 world.agenda.run_until(world.agenda.now_us + 100_000)
                 answer = self._write_through(node)
             if answer.code != Code.OK:
