@@ -89,7 +89,10 @@ class Stop(msgspec.Struct, tag="stop", frozen=True):
 
 
 class Campaign(msgspec.Struct, tag="campaign", frozen=True):
-    """Stand for election now, without a pre-vote."""
+    """Stand for election now, without a pre-vote.
+
+    It ends the current term and need not win: who hears a leader refuses (thesis §4.2.3).
+    """
 
 
 class StepDown(msgspec.Struct, tag="step-down", frozen=True):

@@ -335,10 +335,11 @@ def check_causality(events: Sequence[dict[str, Any]]) -> None:
 def on_terminal(zraft: Shell, variables: dict[str, str]) -> str:
     """Run `cluster status` on a terminal and return what it shows."""
     master, slave = pty.openpty()
+    inherited = {name: value for name, value in zraft.environ.items() if name != "NO_COLOR"}
     try:
         subprocess.run(
             [PROGRAM, "cluster", "status"],
-            env={**zraft.environ, **variables},
+            env={**inherited, **variables},
             stdin=slave,
             stdout=slave,
             stderr=slave,

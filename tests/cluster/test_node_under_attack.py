@@ -113,15 +113,21 @@ def test_a_control_request_that_makes_no_sense_gets_an_answer(one: BareNodes) ->
 # ---------------------------------------------------------------------------- control and faults
 
 
-def test_leadership_can_be_taken_and_given_up_by_hand(three: BareNodes) -> None:
-    """`campaign` makes a follower lead; `step-down` makes the leader follow."""
+def test_an_election_can_be_forced_and_leadership_given_up_by_hand(three: BareNodes) -> None:
+    """`campaign` ends the term: those who hear the leader refuse the one that stands, but its term
+    makes the leader step down, and somebody leads a later one. `step-down` ends one, too."""
+
+    def leader_after(term: int) -> str | None:
+        leader = three.leader()
+        return leader if three.status(leader).term > term else None
+
     follower = three.follower()
     term = three.status(follower).term
     assert isinstance(three.ask(follower, Campaign()), ControlDone)
-    wait_until("it leads", lambda: three.leader() == follower or None, timeout_ms=10_000)
-    assert three.status(follower).term > term
-    assert isinstance(three.ask(follower, StepDown()), ControlDone)
-    three.leader()
+    leader = wait_until("a later term", lambda: leader_after(term), timeout_ms=10_000)
+    term = three.status(leader).term
+    assert isinstance(three.ask(leader, StepDown()), ControlDone)
+    wait_until("a later term", lambda: leader_after(term), timeout_ms=10_000)
     other = three.follower()
     assert isinstance(three.ask(other, StepDown()), ControlFailure)
 
