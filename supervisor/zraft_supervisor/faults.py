@@ -52,6 +52,15 @@ class FaultFile(msgspec.Struct, frozen=True):
     faults: list[FaultRule]
 
 
+def rule_text(rule: FaultRule) -> str:
+    """Return a fault for the log: `partition n1,n2 | n3 by cli`."""
+    if rule.groups:
+        where = " | ".join(",".join(group) for group in rule.groups)
+    else:
+        where = " ".join(f"{one}:{other}" for one, other in rule.links[:20])
+    return f"{rule.kind} {where} by {rule.by}"
+
+
 @dataclass(slots=True)
 class _Held:
     """A fault and what is counted of it: per node, and what earlier processes of nodes counted."""
@@ -166,8 +175,8 @@ class FaultBook:
         kept[rule.id] = _Held(rule, request.owner_pid)
         self._change(kept, last_id=self._last_id + 1)
         for held in replaced:
-            self._tell("fault.cleared", held.rule)
-        self._tell("fault.injected", rule)
+            self._emit("fault.cleared", fault=held.rule.id, rule=rule_text(held.rule))
+        self._emit("fault.injected", fault=rule.id, rule=rule_text(rule))
         return FaultsReply(
             faults=[self._held[rule.id].value()], replaced=[held.value() for held in replaced]
         )
@@ -303,7 +312,7 @@ class FaultBook:
             return
         self._change({fid: held for fid, held in self._held.items() if held not in ended})
         for held in ended:
-            self._tell("fault.cleared", held.rule)
+            self._emit("fault.cleared", fault=held.rule.id, rule=rule_text(held.rule))
 
     def _change(self, held: dict[str, _Held], *, last_id: int | None = None) -> None:
         """Record what the next supervisor shall hold, then hold it."""
@@ -338,13 +347,6 @@ class FaultBook:
         pidfd = self._owners.pop(pid)
         self._poller.unregister(pidfd)
         os.close(pidfd)
-
-    def _tell(self, event: str, rule: FaultRule) -> None:
-        if rule.groups:
-            where = " | ".join(",".join(group) for group in rule.groups)
-        else:
-            where = " ".join(f"{one}:{other}" for one, other in rule.links[:20])
-        self._emit(event, fault=rule.id, rule=f"{rule.kind} {where} by {rule.by}")
 
     def _close_line(self, name: str) -> None:
         line = self._lines.pop(name)

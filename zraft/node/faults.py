@@ -66,14 +66,15 @@ class LinkFaults:
     def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
         """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
         self._check_allowed()
-        self._tell("fault.injected", self._links.isolate(peers, until_ms=until_ms))
+        fault = self._links.isolate(peers, until_ms=until_ms)
+        self._emit("fault.injected", fault=fault.fault_id, rule=fault.rule(self._name))
 
     def heal(self) -> int:
         """Remove every fault; return how many there were."""
         healed = self._links.heal()
         self._held.clear()
         for fault in healed:
-            self._tell("fault.cleared", fault)
+            self._emit("fault.cleared", fault=fault.fault_id, rule=fault.rule(self._name))
         return len(healed)
 
     def hold(self, faults: Sequence[FaultRule], now_ms: int) -> dict[str, int]:
@@ -92,7 +93,7 @@ class LinkFaults:
             elif fault_id not in made or not _same(made[fault_id], rule):
                 del self._held[fault_id]
                 self._links.heal(fault_id)
-                self._tell("fault.cleared", fault)
+                self._emit("fault.cleared", fault=fault.fault_id, rule=fault.rule(self._name))
         for rule in made.values():
             self._put(rule)
         return {fault_id: fault.hits for fault_id, (_, fault) in self._held.items()}
@@ -124,7 +125,7 @@ class LinkFaults:
         fault = self._make(rule, until_ms)
         if fault is not None:
             self._held[rule.id] = (rule, self._links.add(fault))
-            self._tell("fault.injected", fault)
+            self._emit("fault.injected", fault=fault.fault_id, rule=fault.rule(self._name))
 
     def _make(self, rule: FaultRule, until_ms: int | None) -> Fault | None:
         """Return this node's part of a fault, None if it has none."""
@@ -167,9 +168,6 @@ class LinkFaults:
                 why='it was started with testing.faults = "refused"',
                 try_="zraft cluster down, then zraft cluster up --faults",
             )
-
-    def _tell(self, event: str, fault: Fault) -> None:
-        self._emit(event, fault=fault.fault_id, rule=fault.rule(self._name))
 
     def _name(self, member: MemberId) -> str:
         return self._names.get(member) or f"{member:016x}"
