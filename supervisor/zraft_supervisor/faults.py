@@ -37,6 +37,7 @@ from zraft_supervisor.fleet import Node
 
 RENEW_MS = 500
 LEASE_MS = 2_000
+SILENT_MS = 10_000  # a running node that has not answered for so long gets another connection
 ANSWER_MS = 2_000  # a verb waits so long for nodes that do not answer
 MAX_FAULTS = 100
 MAX_FOR_MS = 24 * 3600 * 1000
@@ -249,16 +250,17 @@ class FaultBook:
         for pid in gone | {pid for pid in self._owners if not self._owns(pid)}:
             self._unwatch(pid)
         for node in nodes:
-            self._keep_line(node)
+            self._keep_line(node, now_ms)
             line = self._lines.get(node.name)
             if line is not None:
                 self._take_answer(node.name, line)
                 self._renew(line, now_ms)
 
-    def _keep_line(self, node: Node) -> None:
+    def _keep_line(self, node: Node, now_ms: int) -> None:
         line = self._lines.get(node.name)
         pid = node.child.pid if node.child is not None else None
-        if line is not None and line.pid != pid:
+        silent = line is not None and line.waiting and now_ms - line.sent_ms > SILENT_MS
+        if line is not None and (line.pid != pid or (silent and node.process.state == "running")):
             self._close_line(node.name)
             line = None
         if line is not None or pid is None:

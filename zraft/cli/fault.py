@@ -95,7 +95,7 @@ def told(run: Run, goal: Aim, fault: FaultView, what: str, target: str) -> int:
         "id": fault.id,
         "target": target,
         "resolved": goal.names or [f"{one}:{other}" for one, other in fault.links],
-        "for_ms": fault.left_ms,
+        "for_ms": None if fault.left_ms is None else fault.age_ms + fault.left_ms,
         "old": {"leader": goal.leader, "term": goal.term},
         "note": "; ".join(words),
         "replaced": fault.replaced,
