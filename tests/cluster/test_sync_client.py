@@ -220,9 +220,8 @@ def test_answers_that_arrived_before_the_connection_was_lost_count(nodes: FakeNo
             client.kv.put("x", "1")
             for number in range(50):
                 client.submit(encode_put(b"k%d" % number, b"v"), Consistency.WRITE)
-            assert client.wait(timeout_s=0) == []  # sends them
+            ended = client.wait(timeout_s=0)  # sends them; a quick node may have answered by then
             nodes.processes[1].wait(10)
-            ended = []
             while client.outstanding:
                 ended += client.wait()
             assert len(ended) == 50

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import zmq
 
 from zraft import clock
 from zraft.api import ControlFailure, NodeReply, NodeRequest
+from zraft.client.interrupts import interrupt_later
 from zraft.control_api import Progress, SupervisorReply, SupervisorRequest
 from zraft.errors import ControlError, SupervisorError, ZraftError
 
@@ -46,7 +46,7 @@ def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     made: list[zmq.Socket[bytes]] = []  # kept: the context knows its sockets only while they live
 
     def connect(endpoint: str) -> zmq.Socket[bytes]:
-        with _interrupt_later():
+        with interrupt_later():
             dealer = context.socket(zmq.DEALER)
             made.append(dealer)
         dealer.set(zmq.LINGER, 0)
@@ -61,21 +61,6 @@ def _sockets() -> Iterator[Callable[[str], zmq.Socket[bytes]]]:
     finally:
         context.destroy(0)
         made.clear()
-
-
-@contextlib.contextmanager
-def _interrupt_later() -> Iterator[None]:
-    """Put Ctrl-C off while a socket is made.
-
-    The first socket of a context starts ZeroMQ's threads, which takes a while. Interrupted before
-    the context knows it, it would never be closed, and ending the context would wait for ever
-    (4 of 12 tries).
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def refuses(endpoint: str) -> bool:

@@ -30,6 +30,7 @@ import zmq
 from zraft import clock
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
+from zraft.client.interrupts import interrupt_later
 from zraft.client.kv import KvClient
 from zraft.client.nodes import Member
 from zraft.errors import ControlError, DecodeError, VersionError, ZraftError
@@ -338,8 +339,8 @@ class Client:
 
     def _open_link(self, key: int) -> None:
         self._close_link(key)
-        link = _Link(self._context, key, self._endpoints[key])
-        self._links[key] = link
+        with interrupt_later():
+            link = self._links[key] = _Link(self._context, key, self._endpoints[key])
         for socket, is_monitor in ((link.socket, False), (link.monitor, True)):
             self._poller.register(socket, zmq.POLLIN)
             self._by_socket[socket] = (link, is_monitor)
