@@ -17,6 +17,7 @@ from zraft.cli.fault_words import (
     parse_kind,
     parse_links,
     parse_messages,
+    parse_ms,
     parse_rate,
     sides,
     where,
@@ -100,6 +101,13 @@ def test_what_is_no_link_is_refused(word: str) -> None:
     """With the form that is wanted."""
     with pytest.raises(ControlError):
         parse_links([word], NODES, random.Random(1))
+
+
+def test_milliseconds_need_no_unit_where_the_flag_has_it() -> None:
+    """`--ms 200` is published; a duration is understood as well."""
+    assert [parse_ms(text, "--ms") for text in ("200", "0", "80ms", "2s")] == [200, 0, 80, 2000]
+    with pytest.raises(ControlError, match="--jitter"):
+        parse_ms("-5", "--jitter")
 
 
 def test_messages_are_chosen_by_rpc_and_kind() -> None:

@@ -24,6 +24,7 @@ from zraft.cli.fault_words import (
     parse_kind,
     parse_links,
     parse_messages,
+    parse_ms,
     parse_rate,
     where,
 )
@@ -261,10 +262,10 @@ def _bad(
 )
 def delay(
     run: Run,
-    ms: Annotated[int, typer.Option("--ms", metavar="N", help="So many milliseconds.")],
+    ms: Annotated[str, typer.Option("--ms", metavar="N", help="So many milliseconds: 200.")],
     jitter: Annotated[
-        int, typer.Option("--jitter", metavar="N", help="More or less by so many milliseconds.")
-    ] = 0,
+        str, typer.Option("--jitter", metavar="N", help="More or less by so many milliseconds.")
+    ] = "0",
     dist: Annotated[
         str, typer.Option("--dist", help="uniform, or normal: the jitter is a deviation.")
     ] = "uniform",
@@ -287,8 +288,8 @@ def delay(
         chosen,
         undo_after,
         seed,
-        delay_ms=ms,
-        jitter_ms=jitter,
+        delay_ms=parse_ms(ms, "--ms"),
+        jitter_ms=parse_ms(jitter, "--jitter"),
         normal=dist == "normal",
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from zraft.api import FaultKind
-from zraft.cli.durations import format_ms
+from zraft.cli.durations import format_ms, parse_duration_ms
 from zraft.cli.output import join_and
 from zraft.cli.targets import NodeView, resolve
 from zraft.client.faults import FaultView
@@ -47,6 +47,11 @@ def parse_rate(text: str) -> float:
             try_="--rate 30%   or   --rate 0.3",
         )
     return rate
+
+
+def parse_ms(text: str, flag: str) -> int:
+    """Return the milliseconds of `200` or of a duration, `200ms`: the flag's name has the unit."""
+    return int(text) if text.isdecimal() and len(text) < 10 else parse_duration_ms(text, flag)
 
 
 def parse_links(words: Sequence[str], nodes: Sequence[NodeView], rng: random.Random) -> list[Link]:
