@@ -2,7 +2,8 @@
 
 A client has a few processes. Each does one operation at a time, thinks, and goes on; one whose
 outcome is unknown never speaks again under its old name, as a judge of histories wants it. Written
-values are unique.
+values are unique. Some operations go to one node drawn at random and to no other: a client that
+only ever asks the leader it knows never sees what a replaced one would answer.
 """
 
 from __future__ import annotations
@@ -103,7 +104,10 @@ class SimClient:
         )
         world.history.invoke(operation)
         now_ms = now_us // 1000
-        request_id = self._core.submit(body, consistency, timeout_ms=plan.timeout_ms, now_ms=now_ms)
+        target = f"n{draws.pick(world.ids)}" if draws.chance(plan.scatter) else None
+        request_id = self._core.submit(
+            body, consistency, timeout_ms=plan.timeout_ms, now_ms=now_ms, target=target
+        )
         self._open[request_id] = (process, operation)
         world.trace.state(now_us, self._number, request_id, operation.floor)
         self._pump()

@@ -26,8 +26,11 @@ def judge(operations: Sequence[Operation]) -> list[str]:
     judged = [to_judged(operation) for operation in operations if operation.status != "open"]
     result = check_history(judged, max_configurations=MAX_CONFIGURATIONS, use_index=False)
     if result.not_linearizable:
-        texts = [str(counterexample) for counterexample in result.counterexamples]
-        raise Violation(f"not linearizable: {', '.join(result.not_linearizable)}: {texts}")
+        texts = [
+            f"key {found.key}: {found.operation.op} by {found.operation.process}: {found.why}"
+            for found in result.counterexamples
+        ]
+        raise Violation(f"not linearizable: {'; '.join(texts)}")
     return result.undecided
 
 

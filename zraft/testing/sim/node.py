@@ -22,7 +22,6 @@ from zraft.api import Code, Reply, Request
 from zraft.core.messages import Message
 from zraft.core.model import Configuration, MemberId, Role
 from zraft.core.notices import Notice
-from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
 from zraft.errors import CorruptLogError, ForeignDataError, StorageError
@@ -30,6 +29,7 @@ from zraft.machine.kv import KV
 from zraft.node.server import Server
 from zraft.testing.disk import Stopped
 from zraft.testing.sim.clock import NodeClock
+from zraft.testing.sim.core import WatchedRaft
 from zraft.testing.sim.storage import Shadow, SimStorage, make_disk
 from zraft.transport.base import PeerDown
 from zraft.wire import EntryCodec
@@ -42,28 +42,8 @@ PREPARE_BYTES = 8192
 STOP_PATIENCE_US = 500_000
 INBOX_LIMIT = 4096
 MAX_STEP_US = 10_000_000
+MAX_READ_US = 4_000
 ROLES = tuple(Role)
-
-
-class WatchedRaft(Raft):
-    """The production core, and somebody who sees each Ready before it is handled."""
-
-    __slots__ = ("node",)
-    node: SimNode
-
-    def ready(self) -> Ready | None:
-        """Return what `Raft.ready` returns."""
-        ready = super().ready()
-        if ready is not None:
-            self.node.on_ready(ready)
-        return ready
-
-    def read(self, *, now_ms: int) -> int | None:
-        """Return what `Raft.read` returns."""
-        read_id = super().read(now_ms=now_ms)
-        if read_id is not None:
-            self.node.world.invariants.on_read_asked(self.node, read_id)
-        return read_id
 
 
 class SimNode:
@@ -101,6 +81,7 @@ class SimNode:
     def _forget(self) -> None:
         """Everything that ends with the process."""
         self.inbox, self.requests, self.forward_replies = [], [], []
+        self._held: list[Message] = []
         self.forward_losses, self.dead, self._replies = [], [], []
         self.local_us = self.busy_us = self.last_turn_us = self.overshoot_us = 0
         self.paused = False
@@ -234,6 +215,11 @@ class SimNode:
         if not self.paused:
             return
         self.paused = False
+        if self._held:
+            # The thread that reads the sockets was stopped as well: it takes a moment, and until
+            # then this process may believe what it believed before.
+            delay_us = self.draws.below(MAX_READ_US)
+            self.world.agenda.after(delay_us, self._on_held, self.incarnation)
         now_us = self.world.agenda.now_us
         if 0 <= self.wake_us < now_us:
             self.overshoot_us += now_us - self.wake_us
@@ -243,8 +229,16 @@ class SimNode:
 
     def on_message(self, message: Message) -> None:
         """A message of a peer that passed all checks."""
-        if len(self.inbox) < INBOX_LIMIT:
+        if self.paused and self.world.plan.pauses_io:
+            self._held.append(message)
+        elif len(self.inbox) < INBOX_LIMIT:
             self.inbox.append(message)
+            self.maybe_turn()
+
+    def _on_held(self, incarnation: int) -> None:
+        if incarnation == self.incarnation and self.server is not None and not self.paused:
+            held, self._held = self._held, []
+            self.inbox += held[:INBOX_LIMIT]
             self.maybe_turn()
 
     def on_requests(self, client: bytes, requests: list[Request]) -> None:

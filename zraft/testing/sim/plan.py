@@ -44,6 +44,7 @@ class Plan:
     settings: Settings
     limits: Limits
     stall_grace: bool
+    pauses_io: bool  # a pause stops the thread that reads the sockets, too
     codec: bool  # every frame goes through the production codec and header filter
     segment_bytes: int
     short_write_bytes: int | None
@@ -76,6 +77,7 @@ class Plan:
     processes: int
     think_us: int  # mean
     timeout_ms: int
+    scatter: float  # that an operation goes to one node drawn at random, and to no other
     keys: int
     padding_bytes: int  # of values, at most
     heals_all: bool
@@ -100,6 +102,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
             max_parked_requests=draws.pick((1000, 10)),
         ),
         stall_grace=draws.chance(0.85),
+        pauses_io=draws.chance(0.7),
         codec=draws.chance(0.35),
         segment_bytes=draws.pick((4096, 16384, 65536, 65536)),
         short_write_bytes=draws.pick((512, 1500)) if draws.chance(0.15) else None,
@@ -124,9 +127,10 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         down_us=draws.pick((20_000, 200_000, 800_000)),
         fault_us=draws.pick((limit_ms, 2 * limit_ms, 5 * limit_ms)) * 1000,
         clients=draws.between(2, 4),
-        processes=draws.between(10, 16),
-        think_us=draws.pick((40_000, 60_000)),
+        processes=draws.between(12, 18),
+        think_us=draws.pick((35_000, 50_000)),
         timeout_ms=draws.pick((500, 1000, 3000)),
+        scatter=draws.pick((0.0, 0.3, 0.8)),
         keys=draws.between(2, 6),
         padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
