@@ -149,7 +149,7 @@ def test_read_of_a_lost_leadership_moves_on_to_the_next_leader() -> None:
     old = bench.leader()
     bench.cut = {old}
     read = bench.request(old, encode_get(b"k"), consistency=Consistency.LINEARIZABLE)
-    bench.run_for(1000)
+    bench.run_for(600)
     bench.cut = set()
     bench.run_for(1000)
     assert bench.only_answer(read).code == Code.OK
@@ -238,3 +238,15 @@ def test_single_node_serves_alone() -> None:
     bench.settle()
     assert bench.only_answer(write).code == Code.OK
     assert b"v" in bench.only_answer(read).body
+
+
+def test_parking_ends_while_the_client_has_time_to_ask_another_node() -> None:
+    """A node that is cut off gives requests back as not applied after two election timeouts."""
+    bench = ServerBench(3)
+    bench.down = {2, 3}
+    request_id = bench.request(1, encode_put(b"k", b"v"), deadline_ms=60_000)
+    bench.run_for(599)
+    assert bench.answers[request_id] == []
+    bench.run_for(2)
+    assert bench.only_answer(request_id).code == Code.UNAVAILABLE
+    assert bench.servers[1].waiting == bench.servers[1].parked == 0

@@ -128,6 +128,7 @@ def server_limits(config: Config) -> Limits:
     return Limits(
         max_waiting_requests=limits.max_waiting_requests,
         max_parked_requests=limits.max_parked_requests,
+        park_ms=2 * config.timing.election_max_ms,
         max_request_bytes=limits.max_request_bytes,
         apply_slice_ms=limits.apply_slice_ms,
         sync_slow_ms=config.timing.heartbeat_ms,

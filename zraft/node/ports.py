@@ -40,6 +40,7 @@ class Limits(NamedTuple):
 
     max_waiting_requests: int = 10_000
     max_parked_requests: int = 1_000
+    park_ms: int = 600
     max_request_bytes: int = (1 << 20) - 4096
     apply_slice_ms: int = 5
     sync_slow_ms: int = 50

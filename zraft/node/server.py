@@ -30,7 +30,7 @@ from zraft.core.state import FAR_MS
 from zraft.machine.apply import OnError, apply_safely, query_safely
 from zraft.machine.base import Ctx, StateMachine
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
-from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket
+from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket, refusal_of
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
 from zraft.wire import decode_entry
@@ -118,7 +118,8 @@ class Server:
 
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
-        return min(self.raft.next_deadline_ms(), self._deadlines.next_ms(), self._route_ms)
+        raft_ms, deadlines_ms = self.raft.next_deadline_ms(), self._deadlines.next_ms()
+        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms())
 
     # What comes in
 
@@ -139,12 +140,15 @@ class Server:
         self.raft.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
         for ticket in self._deadlines.expired(now_ms):
             self._expire(ticket)
+        while self._park_ends_ms() <= now_ms:
+            ticket = next(iter(self._parked.values()))
+            self._refuse(ticket, Code.UNAVAILABLE, "this node reached no leader")
 
     def on_requests(self, client: bytes, requests: list[Request], *, now_ms: int) -> None:
         """Take the requests of one client frame, in order."""
         tickets: list[Ticket] = []
         for request in requests:
-            refusal = self._refusal(request)
+            refusal = refusal_of(request, self._limits, self.waiting, stopping=self._stopping)
             if refusal is not None:
                 code, why = refusal
                 self._answer(client, request.request_id, code, why.encode())
@@ -159,26 +163,6 @@ class Server:
             tickets.append(ticket)
         if tickets:
             self._route(tickets, now_ms)
-
-    def _refusal(self, request: Request) -> tuple[Code, str] | None:
-        """Return why a request can't be taken; nothing of it was done."""
-        if len(request.body) > self._limits.max_request_bytes:
-            return Code.TOO_LARGE, f"a request has at most {self._limits.max_request_bytes} bytes"
-        if request.session:
-            return Code.UNSUPPORTED, "sessions are not built yet"
-        if request.consistency not in (
-            Consistency.WRITE,
-            Consistency.LINEARIZABLE,
-            Consistency.STALE,
-        ):
-            return Code.UNSUPPORTED, f"consistency {request.consistency} is not built yet"
-        if request.consistency == Consistency.STALE:
-            return None
-        if self._stopping:
-            return Code.UNAVAILABLE, "the node is stopping"
-        if self.waiting >= self._limits.max_waiting_requests:
-            return Code.BUSY, f"{self.waiting} requests wait"
-        return None
 
     def on_forward_replies(self, leader: MemberId, replies: list[Reply], *, now_ms: int) -> None:
         """Pass the leader's replies on to the clients that asked here."""
@@ -299,7 +283,10 @@ class Server:
             self._forwarded[forward_id] = ticket
 
     def _park(self, tickets: list[Ticket], now_ms: int) -> None:
-        """Keep requests until a leader is known and reached, or their deadline passes."""
+        """Keep requests until a leader is reached, for as long as two elections may take.
+
+        Then they go back as not applied: this node may be the one that is cut off.
+        """
         new = sum(ticket.key == 0 for ticket in tickets)
         if new:
             self._report("request.parked", requests=new)
@@ -312,10 +299,15 @@ class Server:
                 self._refuse(ticket, Code.BUSY, f"{len(self._parked)} requests wait for a leader")
             else:
                 ticket.place, ticket.key = Place.PARKED, self._next_key
+                ticket.parked_ms = ticket.parked_ms or now_ms
                 self._parked[ticket.key] = ticket
                 self._next_key += 1
         if self._parked and self._route_ms == FAR_MS and self.raft.leader_id != NOBODY:
             self._route_ms = now_ms + ROUTE_RETRY_MS
+
+    def _park_ends_ms(self) -> int:
+        first = next(iter(self._parked.values()), None)
+        return FAR_MS if first is None else first.parked_ms + self._limits.park_ms
 
     def _route_parked(self, now_ms: int) -> None:
         """Try parked requests again once a leader is known."""
