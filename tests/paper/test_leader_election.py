@@ -271,10 +271,12 @@ def test_a_pre_candidate_that_votes_for_another_stands_no_longer() -> None:
     """It would compete with the leader that it has just helped to elect."""
     solo = Solo(5)
     solo.ask_vote(4, vote_term=1, last=(0, 0), term=1, pre_vote=True)
+    roles = []
     solo.time_out()
-    assert solo.raft.role is Role.PRE_CANDIDATE
+    roles.append(solo.raft.role)
     assert solo.ask_vote(3, vote_term=solo.raft.term, term=solo.raft.term).granted
-    assert solo.raft.role is Role.FOLLOWER
+    roles.append(solo.raft.role)
+    assert roles == [Role.PRE_CANDIDATE, Role.FOLLOWER]
 
 
 def test_after_a_timeout_no_leader_is_known() -> None:

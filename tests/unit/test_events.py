@@ -24,7 +24,6 @@ WRITTEN_ELSEWHERE = {
 }
 
 
-
 class Emission(NamedTuple):
     """A place in the code that writes an event; `fields` is None when they are not literal."""
 
