@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from zraft import crashpoints
+from zraft import clock, crashpoints
 from zraft.api import FaultRule
 from zraft.core.model import MemberId
 from zraft.errors import ControlError
@@ -33,6 +33,8 @@ from zraft.transport.fault_kinds import (
 )
 from zraft.transport.links import Cut, Fault, Links
 
+ARM_AFTER_MS = 25
+"""A crash point is armed so long after the answer, or the answer would die with the process."""
 CUTS = frozenset({"partition", "isolate", "one-way"})
 _SIMPLE: dict[str, type[SomeFrames]] = {
     "drop": Drop,
@@ -62,6 +64,7 @@ class LinkFaults:
         self._members = {name: member for member, name in names.items()}
         self._allowed = allowed == "allowed"
         self._held: dict[str, tuple[FaultRule, Fault]] = {}
+        self._to_arm: tuple[str, int] | None = None  # a crash point, and when
 
     def isolate(self, peers: Sequence[MemberId], until_ms: int | None) -> None:
         """Drop everything to and from `peers`, empty meaning all, until then or until healed."""
@@ -104,7 +107,7 @@ class LinkFaults:
         return held[0] if held is not None and held[1] is fault else None
 
     def crash_at(self, point: str) -> None:
-        """Arm a crash point, or disarm with an empty name."""
+        """Arm a crash point, once the answer has left, or disarm with an empty name."""
         self._check_allowed()
         if point and point not in crashpoints.POINTS:
             raise ControlError(
@@ -112,7 +115,14 @@ class LinkFaults:
             )
         if point:
             self._emit("fault.injected", fault="crash-at", rule=f"crash at {point}")
-        crashpoints.arm(point)
+        crashpoints.arm("")
+        self._to_arm = (point, clock.now_ms() + ARM_AFTER_MS) if point else None
+
+    def on_turn(self, now_ms: int) -> None:
+        """Arm the crash point whose time has come. Called once a turn."""
+        if self._to_arm is not None and now_ms >= self._to_arm[1]:
+            crashpoints.arm(self._to_arm[0])
+            self._to_arm = None
 
     def _put(self, rule: FaultRule) -> None:
         until_ms = min(

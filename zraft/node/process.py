@@ -60,10 +60,18 @@ LINGER_MS = 100  # the last replies may take so long to leave
 class Housekeeping:
     """What the loop does when nothing else is to be done."""
 
-    def __init__(self, storage: Wal, collector: Collector, rejects: Rejects) -> None:
+    def __init__(
+        self, storage: Wal, collector: Collector, rejects: Rejects, faults: LinkFaults
+    ) -> None:
         self.prepare = storage.prepare
         self.maybe_collect = collector.maybe_collect
-        self.report = rejects.report
+        self._rejects = rejects
+        self._faults = faults
+
+    def report(self, now_ms: int) -> None:
+        """Report what was dropped, not too often; arm a crash point that is due."""
+        self._rejects.report(now_ms)
+        self._faults.on_turn(now_ms)
 
 
 class _ReadingFiles(OsFiles):
@@ -233,7 +241,7 @@ class NodeProcess:
                 control=control,
                 signals=signals,
                 telemetry=telemetry,
-                housekeeping=Housekeeping(storage, collector, rejects),
+                housekeeping=Housekeeping(storage, collector, rejects, faults),
                 leader_id=lambda: raft.leader_id,
                 leads=lambda: raft.role is Role.LEADER,
             ),
