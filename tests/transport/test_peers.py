@@ -317,3 +317,12 @@ def test_fifty_new_sockets_leave_no_descriptor(
     first.vote(2, 1)
     net.run(lambda: second.numbers(1) == [1])
     net.run(lambda: open_descriptors() <= before)
+
+
+def test_sockets_are_polled_as_sockets_and_not_by_their_descriptors(net: Net) -> None:
+    """A ZeroMQ descriptor announces once, and a read may skip what announces the next news: a dead
+    leader was then noticed by its timeout only (median fail-over 132 ms instead of 18)."""
+    first, _ = net.pair()
+    polled = [pollable for pollable, _ in first.sockets.pollables()]
+    assert len(polled) >= 2
+    assert [pollable for pollable in polled if isinstance(pollable, int)] == []

@@ -87,7 +87,6 @@ class OutgoingLane:
         self.monitor = self._context.socket(zmq.PAIR)
         self.monitor.set(zmq.LINGER, 0)
         self.monitor.connect(address)
-        self.monitor_fd = int(self.monitor.get(zmq.FD))
         self.socket.connect(self.endpoint)
 
     def _make_dealer(self) -> zmq.Socket[bytes]:

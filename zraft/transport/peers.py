@@ -380,14 +380,14 @@ class PeerSockets:
         """Return what to wait for, with the events to wait for."""
         found: list[tuple[zmq.Socket[bytes] | int, int]] = [(self.inbox, zmq.POLLIN)]
         # the descriptor tells news once, and all is read then; polling the socket costs more
-        found += [(lane.monitor_fd, zmq.POLLIN) for lane in self._lanes.values()]
+        found += [(lane.monitor, zmq.POLLIN) for lane in self._lanes.values()]
         waiting = (probe.pollable() for probe in self._probes.values())
         return found + [pollable for pollable in waiting if pollable is not None]
 
     def on_ready(self, pollable: object) -> bool:
         """Handle a pollable that is ready; False when it is none of the monitors and probes."""
         for lane in self._lanes.values():
-            if lane.monitor_fd == pollable:
+            if lane.monitor is pollable:
                 self._on_monitor(lane, self._now_ms())
                 return True
         for peer, probe in self._probes.items():
