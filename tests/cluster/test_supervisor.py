@@ -26,7 +26,8 @@ def test_a_crash_loop_ends_with_giving_up_and_a_start_tries_again() -> None:
         cluster = place.cluster()
         place.behave("n1", "crash")
         (result,) = cluster.act("restart", ["n1"])
-        assert result.failure is None  # it said that it was ready
+        # It says that it is ready and dies at once: whether it is dead by the answer is a race.
+        assert result.failure is None or "crashed (signal SIGKILL)" in result.failure.message
         row = place.wait_for_state("n1", "fatal")
         assert row.message == "5 crashes within 60 s"
         assert row.restarts == 4
