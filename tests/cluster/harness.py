@@ -179,14 +179,14 @@ def live_cluster(
         name=NAME, nodes=nodes, settings=settings, transport=transport, timeout_ms=timeout_ms
     )
     try:
-        up = Cluster.up(spec, variables)
-        live = LiveCluster(home, run, variables, Cluster.open(NAME, variables), up)
-        yield live
-        live.cluster.down()
-        check_nothing_left(home, run)
-    except BaseException:
-        print_last_events(home / NAME)
-        raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(print_last_events, home / NAME)
+            up = Cluster.up(spec, variables)
+            live = LiveCluster(home, run, variables, Cluster.open(NAME, variables), up)
+            yield live
+            live.cluster.down()
+            check_nothing_left(home, run)
+            on_failure.pop_all()
     finally:
         end_everything(home)
         shutil.rmtree(base, ignore_errors=True)

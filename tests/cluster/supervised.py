@@ -150,13 +150,13 @@ def home() -> Iterator[Home]:
     base = Path(tempfile.mkdtemp(prefix="zr"))
     place = Home(base)
     try:
-        yield place
-        if (place.directory / "cluster.toml").exists():
-            place.cluster().down()
-        check_nothing_left(place.state, place.run)
-    except BaseException:
-        print_last_events(place.directory)
-        raise
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(print_last_events, place.directory)
+            yield place
+            if (place.directory / "cluster.toml").exists():
+                place.cluster().down()
+            check_nothing_left(place.state, place.run)
+            on_failure.pop_all()
     finally:
         end_everything(place.state)
         shutil.rmtree(base, ignore_errors=True)

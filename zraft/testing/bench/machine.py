@@ -10,6 +10,7 @@ As a program it is one of the helpers: `echo <socket>` or `watch`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -57,7 +58,8 @@ class Machine:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._fd = os.open(data / "sync", flags, 0o600)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             os.pwrite(self._fd, bytes(FILE_BYTES), 0)
             os.fsync(self._fd)
             endpoint = f"ipc://{sockets}/echo"
@@ -67,9 +69,7 @@ class Machine:
             self._socket = self._context.socket(zmq.DEALER)
             self._socket.connect(endpoint)
             self._round_trip()
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def __enter__(self) -> Machine:
         return self

@@ -15,6 +15,7 @@ its standard input is closed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import sys
@@ -151,7 +152,8 @@ class BareLoop:
         """Start them. Both directories exist and are empty."""
         self._nodes: list[Helper] = []
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             for number in range(nodes):
                 words = [str(number), str(nodes), str(sockets), str(data)]
                 self._nodes.append(Helper(MODULE, words))
@@ -159,9 +161,7 @@ class BareLoop:
                 node.wait_ready()
             self._socket = open_socket(self._context, zmq.DEALER)
             self._socket.connect(f"ipc://{sockets}/c0")
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def __enter__(self) -> BareLoop:
         return self

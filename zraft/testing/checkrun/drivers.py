@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -91,14 +92,13 @@ class Drivers:
         """Start them."""
         self._all: list[Driver] = []
         self._poll = select.poll()
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
             for spec in specs:
                 driver = Driver(spec, environ)
                 self._all.append(driver)
                 self._poll.register(driver.descriptor, select.POLLIN)
-        except BaseException:
-            self.close()
-            raise
+            on_failure.pop_all()
 
     def wait_for_traffic(self) -> None:
         """Return when every process had a success; SupervisorError if that takes too long."""
