@@ -20,7 +20,8 @@ from zraft.node.ports import Limits
 from zraft.node.server import Server
 from zraft.storage.memory import MemoryStorage
 from zraft.transport.base import PeerDown
-from zraft.wire import EntryCodec, decode_header, decode_message, encode_message
+from zraft.wire import decode_header, decode_message, encode_message
+from zraft.wire_entry import EntryCodec
 
 CLUSTER = b"\x01" * 8
 

@@ -21,7 +21,7 @@ class Consistency(IntEnum):
 
     WRITE = 0
     LINEARIZABLE = 1  # ReadIndex (thesis §6.4)
-    LEASE = 2  # trusts clocks; its place is reserved
+    LEASE = 2  # answered by the leader alone; trusts clocks (thesis §6.4.1)
     STALE = 3  # any node, as of its applied index
 
 
@@ -44,10 +44,16 @@ class Code(IntEnum):
     INVALID = 5  # the state machine refused it; that refusal is replicated
     TOO_LARGE = 6  # not applied
     UNSUPPORTED = 7  # not applied: this node does not know how
+    SESSION_EXPIRED = 8  # not applied now: whether it was before, nobody knows any more
 
 
 class Request(NamedTuple):
-    """One client request. `deadline_ms` is how long the answer is still wanted, from now."""
+    """One client request. `deadline_ms` is how long the answer is still wanted, from now.
+
+    With a `session`, a write is applied once however often it arrives (thesis §6.3): it is named by
+    (session, sequence), and results of sequences below `ack_below` are no longer wanted.
+    `max_staleness_ms` bounds a stale read; 0: no bound.
+    """
 
     request_id: int
     session: int
@@ -57,6 +63,7 @@ class Request(NamedTuple):
     consistency: int
     flags: int
     body: bytes
+    max_staleness_ms: int = 0
 
 
 class Reply(NamedTuple):
@@ -64,7 +71,8 @@ class Reply(NamedTuple):
 
     `index` is that of the entry that was applied (writes) or of the state that was read (reads), 0
     when there is none; `leader` is a member id to ask instead, 0 when none is known. `body` is the
-    state machine's result, or UTF-8 text that says why not.
+    state machine's result, or UTF-8 text that says why not. `delay_ms`: with BUSY, when to try
+    again. `staleness_ms`: of a stale read, how long ago what was read was the newest for certain.
     """
 
     request_id: int
@@ -74,6 +82,8 @@ class Reply(NamedTuple):
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     leader: int
     body: bytes
+    delay_ms: int = 0
+    staleness_ms: int = 0
 
 
 class Whoami(msgspec.Struct, tag="whoami", frozen=True):
@@ -159,14 +169,66 @@ class CrashAt(msgspec.Struct, tag="crash-at", frozen=True):
     point: str
 
 
+class ChangeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of a change of membership. `member_id`: 16 hex digits; needed for `add` only."""
+
+    kind: Literal["add", "add-learner", "promote", "demote", "remove"]
+    name: str
+    member_id: str = ""
+
+
+class ChangeMembers(msgspec.Struct, tag="change-members", frozen=True, kw_only=True):
+    """Change who votes and who listens; all steps are one change (Raft §6). The leader only.
+
+    Answered with `Accepted` as soon as the entry is in the leader's log; whether it was committed
+    shows in `NodeStatus.config_index` and `config_committed`. Otherwise a failure with the code
+    `membership_refused` or `not_leader`.
+    """
+
+    changes: list[ChangeSpec]
+
+
+class TransferLeadership(msgspec.Struct, tag="transfer-leadership", frozen=True, kw_only=True):
+    """Hand leadership to `to`, or, when it is empty, to the voter that holds most of the log.
+
+    Answered with `Accepted` when it has begun; the outcome shows in the terms that follow.
+    """
+
+    to: str = ""
+
+
+class TakeSnapshot(msgspec.Struct, tag="take-snapshot", frozen=True):
+    """Begin a snapshot now. Answered with `Accepted`, its index the one that it will cover."""
+
+
 NodeRequest = (
-    Whoami | GetStatus | Stop | Campaign | StepDown | Block | Isolate | Heal | SetFaults | CrashAt
+    Whoami
+    | GetStatus
+    | Stop
+    | Campaign
+    | StepDown
+    | Block
+    | Isolate
+    | Heal
+    | SetFaults
+    | CrashAt
+    | ChangeMembers
+    | TransferLeadership
+    | TakeSnapshot
 )
 
 
 class ControlDone(msgspec.Struct, tag="done", frozen=True):
     """It was done; `message` says what, for people."""
 
+    message: str = ""
+
+
+class Accepted(msgspec.Struct, tag="accepted", frozen=True, kw_only=True):
+    """It has begun; `index` and `term` name the entry or the state that it concerns."""
+
+    index: int
+    term: int
     message: str = ""
 
 
@@ -203,6 +265,11 @@ class PeerStatus(msgspec.Struct, frozen=True):
     match_index: int | None = None
     next_index: int | None = None
     inflight: int | None = None
+    member_id: str = ""
+    voter: bool = True
+    joining: bool = False  # a learner that is promoted by itself
+    snapshot_offset: int | None = None  # bytes of a snapshot that it holds, while one is sent to it
+    snapshot_bytes: int | None = None
 
 
 class FaultStatus(msgspec.Struct, frozen=True):
@@ -252,6 +319,23 @@ class NodeStatus(msgspec.Struct, tag="status-reply", frozen=True):
     peers: list[PeerStatus]
     faults: list[FaultStatus]
     counters: dict[str, int]
+    # The configuration in force: the newest one in this node's log, committed or not.
+    config_index: int = 0
+    config_committed: bool = True
+    voters: list[str] = []
+    outgoing: list[str] = []  # the old voters, while a change is under way
+    learners: list[str] = []
+    joining: list[str] = []
+    removed: bool = False  # a committed configuration is without this node
+    transfer_to: str | None = None
+    lease_ms: int | None = None  # left of a leader's lease; None: it has none
+    staleness_ms: int | None = None  # of a stale read here and now
+    first_index: int = 1  # of the log that is kept
+    snapshot_index: int = 0
+    snapshot_term: int = 0
+    snapshot_bytes: int = 0
+    snapshot_taking: bool = False
+    sessions: int = 0
 
 
-NodeReply = ControlDone | ControlFailure | WhoamiReply | NodeStatus | FaultsSet
+NodeReply = ControlDone | Accepted | ControlFailure | WhoamiReply | NodeStatus | FaultsSet

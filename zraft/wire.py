@@ -24,25 +24,38 @@ from zraft.api import PROTOCOL_VERSION, Reply, Request
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
+    ReadIndex,
+    ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
 )
-from zraft.core.model import Command, Entries, EntryType
+from zraft.core.model import EntryType
 from zraft.errors import DecodeError, VersionError
+from zraft.wire_entry import (
+    decode_entries,
+    flag,
+    natural,
+    naturals,
+    unpack,
+)
 
-MAX_FRAME_BYTES = 4 << 20
 MAX_CLIENT_FRAME_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 20) - 4096
-MAX_ENTRIES = 65536  # in one frame
-MAX_U64 = (1 << 64) - 1
 MAX_COUNT = 1 << 62  # of terms and indices: a step further must still be a number on the wire
 
 KIND_REQUEST_VOTE = 1
 KIND_REQUEST_VOTE_RESPONSE = 2
 KIND_APPEND_ENTRIES = 3
 KIND_APPEND_ENTRIES_RESPONSE = 4
-# 5 InstallSnapshot, 6 its response, 7 TimeoutNow, 8 ReadIndex, 9 its response: reserved
+KIND_INSTALL_SNAPSHOT = 5
+KIND_INSTALL_SNAPSHOT_RESPONSE = 6
+KIND_TIMEOUT_NOW = 7
+KIND_READ_INDEX = 8
+KIND_READ_INDEX_RESPONSE = 9
 KIND_REJECTED = 10
 KIND_HEARD = 11
 KIND_CLIENT_REQUESTS = 32
@@ -53,6 +66,11 @@ KIND_NAMES = {
     KIND_REQUEST_VOTE_RESPONSE: "RequestVoteResponse",
     KIND_APPEND_ENTRIES: "AppendEntries",
     KIND_APPEND_ENTRIES_RESPONSE: "AppendEntriesResponse",
+    KIND_INSTALL_SNAPSHOT: "InstallSnapshot",
+    KIND_INSTALL_SNAPSHOT_RESPONSE: "InstallSnapshotResponse",
+    KIND_TIMEOUT_NOW: "TimeoutNow",
+    KIND_READ_INDEX: "ReadIndex",
+    KIND_READ_INDEX_RESPONSE: "ReadIndexResponse",
     KIND_REJECTED: "Rejected",
     KIND_HEARD: "Heard",
 }
@@ -104,119 +122,6 @@ class FrameHead(TypedDict):
     heard: int
 
 
-def _unpack(data: bytes) -> Any:
-    """Decode one MessagePack value, bounded; DecodeError for anything else."""
-    try:
-        return msgpack.unpackb(
-            data,
-            raw=False,
-            use_list=True,
-            strict_map_key=True,
-            max_ext_len=0,
-            max_map_len=0,
-            max_str_len=256,
-            max_array_len=min(MAX_ENTRIES, len(data)),  # or nested heads would cost memory
-            max_bin_len=MAX_FRAME_BYTES,
-        )
-    except (
-        ValueError,
-        TypeError,
-        msgpack.exceptions.UnpackException,
-        RecursionError,
-    ) as error:
-        raise DecodeError("not a MessagePack value", why=type(error).__name__) from None
-
-
-def _natural(value: object, what: str) -> int:
-    """Return `value` if it is an int in [0, 2^64); bool is not an int here."""
-    if type(value) is not int or not 0 <= value <= MAX_U64:
-        raise DecodeError(f"{what} is not a natural number")
-    return value
-
-
-def _flag(value: object, what: str) -> bool:
-    if type(value) is not bool:
-        raise DecodeError(f"{what} is not a boolean")
-    return value
-
-
-def _naturals(values: list[Any], what: str) -> list[int]:
-    for value in values:
-        if type(value) is not int or not 0 <= value <= MAX_U64:
-            raise DecodeError(f"{what} holds something that is not a natural number")
-    return values
-
-
-# Entries
-
-
-class Entry(NamedTuple):
-    """One decoded entry of the log."""
-
-    type: int
-    term: int
-    log_time_ms: int
-    session: int
-    sequence: int
-    ack_below: int
-    body: bytes
-
-
-_ENTRY_LENGTH = len(Entry._fields)
-
-
-class EntryCodec:
-    """The core's `EntryCodec`: encodes an entry once, for every disk and every follower."""
-
-    def encode(self, command: Command, *, term: int, log_time_ms: int) -> bytes:
-        """Return the payload of an entry."""
-        packed: bytes = _pack(
-            [
-                command.type,
-                term,
-                log_time_ms,
-                command.session,
-                command.sequence,
-                command.ack_below,
-                command.body,
-            ]
-        )
-        return packed
-
-    def log_time_ms(self, payload: bytes) -> int:
-        """Return the log time of a payload."""
-        return decode_entry(payload).log_time_ms
-
-
-def decode_entry(payload: bytes) -> Entry:
-    """Return the entry in `payload`; DecodeError when it is not one."""
-    fields = _unpack(payload)
-    if type(fields) is not list or len(fields) < _ENTRY_LENGTH:
-        raise DecodeError("an entry is an array of seven or more")
-    body = fields[6]
-    if type(body) is not bytes:
-        raise DecodeError("an entry's body is not bytes")
-    _naturals(fields[:6], "an entry")
-    return Entry(*fields[:_ENTRY_LENGTH])
-
-
-def _decode_entries(first_index: int, payloads: object, limit_term: int) -> Entries:
-    """Check a list of payloads and take the terms out; terms never fall nor pass the sender's."""
-    if type(payloads) is not list:
-        raise DecodeError("entries are not an array")
-    terms: list[int] = []
-    last_term = 0
-    for payload in payloads:
-        if type(payload) is not bytes:
-            raise DecodeError("an entry is not bytes")
-        term = decode_entry(payload).term
-        if not last_term <= term <= limit_term or term == 0:
-            raise DecodeError("the terms of entries fall, or pass the sender's term")
-        terms.append(term)
-        last_term = term
-    return Entries(first_index, terms, payloads)
-
-
 # Between peers
 
 
@@ -232,7 +137,7 @@ def encode_message(
 ) -> bytes:
     """Return the frame of `message`; `term`, `src` and `dst` of the header are the message's."""
     kind: int
-    rest: list[Any]
+    rest: Sequence[Any]
     match message:
         case AppendEntries():
             kind = KIND_APPEND_ENTRIES
@@ -245,18 +150,34 @@ def encode_message(
             ]
         case AppendEntriesResponse():
             kind = KIND_APPEND_ENTRIES_RESPONSE
-            rest = list(message[3:])
+            rest = message[3:]
         case RequestVote():
             kind = KIND_REQUEST_VOTE
-            rest = list(message[3:])
+            rest = message[3:]
         case RequestVoteResponse():
             kind = KIND_REQUEST_VOTE_RESPONSE
-            rest = list(message[3:])
+            rest = message[3:]
+        case InstallSnapshot():
+            kind = KIND_INSTALL_SNAPSHOT
+            rest = message[3:]
+        case InstallSnapshotResponse():
+            kind = KIND_INSTALL_SNAPSHOT_RESPONSE
+            rest = message[3:]
+        case TimeoutNow():
+            kind = KIND_TIMEOUT_NOW
+            rest = ()
+        case ReadIndex():
+            kind = KIND_READ_INDEX
+            rest = message[3:]
+        case ReadIndexResponse():
+            kind = KIND_READ_INDEX_RESPONSE
+            rest = message[3:]
         case _:
             assert_never(message)
-    head = [PROTOCOL_VERSION, kind, lane, cluster, message.src, message.dst]
+    head: list[Any] = [PROTOCOL_VERSION, kind, lane, cluster, message.src, message.dst]
     head += (incarnation, epoch, seq, heard, message.term)
-    packed: bytes = _pack(head + rest)
+    head += rest
+    packed: bytes = _pack(head)
     return packed
 
 
@@ -298,7 +219,7 @@ def decode_rejected(header: PeerHeader, fields: list[Any]) -> Rejected:
     body = fields[_HEADER_LENGTH:]
     if len(body) < 2:
         raise DecodeError("Rejected is too short")
-    return Rejected(header.src, header.dst, *_naturals(body[:2], "Rejected"))
+    return Rejected(header.src, header.dst, *naturals(body[:2], "Rejected"))
 
 
 def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
@@ -308,14 +229,14 @@ def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
         DecodeError: not an array that starts with a header.
         VersionError: only newer programs can read it.
     """
-    fields = _unpack(frame)
+    fields = unpack(frame)
     if type(fields) is not list or len(fields) < _HEADER_LENGTH:
         raise DecodeError("a peer frame is an array of eleven or more")
     cluster = fields[3]
     if type(cluster) is not bytes or len(cluster) != 8:
         raise DecodeError("a cluster id is eight bytes")
-    _naturals(fields[:3], "a header")
-    _naturals(fields[4:_HEADER_LENGTH], "a header")
+    naturals(fields[:3], "a header")
+    naturals(fields[4:_HEADER_LENGTH], "a header")
     if fields[0] > PROTOCOL_VERSION:
         raise VersionError(f"a frame of protocol version {fields[0]}")
     return PeerHeader(*fields[:_HEADER_LENGTH]), fields
@@ -342,35 +263,72 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
         case 3:  # KIND_APPEND_ENTRIES, the hot one, first
             if len(body) < 5:
                 raise DecodeError("AppendEntries is too short")
-            prev_index, prev_term, commit, round_ = _naturals(body[:4], "AppendEntries")
+            prev_index, prev_term, commit, round_ = naturals(body[:4], "AppendEntries")
             _check_position(prev_index, prev_term, term, "AppendEntries")
-            entries = _decode_entries(prev_index + 1, body[4], term)
+            entries = decode_entries(prev_index + 1, body[4], term)
             if entries.terms and entries.terms[0] < prev_term:
                 raise DecodeError("the terms of entries fall")
             return AppendEntries(src, dst, term, prev_index, prev_term, commit, round_, entries)
         case 4:  # KIND_APPEND_ENTRIES_RESPONSE
             if len(body) < 5:
                 raise DecodeError("AppendEntriesResponse is too short")
-            success = _flag(body[0], "success")
-            numbers = _naturals(body[1:5], "AppendEntriesResponse")
+            success = flag(body[0], "success")
+            numbers = naturals(body[1:5], "AppendEntriesResponse")
             return AppendEntriesResponse(src, dst, term, success, *numbers)
         case 1:  # KIND_REQUEST_VOTE
             if len(body) < 4:
                 raise DecodeError("RequestVote is too short")
-            pre_vote = _flag(body[0], "pre_vote")
-            vote_term, last_index, last_term = _naturals(body[1:4], "RequestVote")
+            pre_vote = flag(body[0], "pre_vote")
+            vote_term, last_index, last_term = naturals(body[1:4], "RequestVote")
             _check_position(last_index, last_term, term, "RequestVote")
             if vote_term != term + pre_vote:
                 raise DecodeError("RequestVote asks about a term that its sender can't stand for")
-            return RequestVote(src, dst, term, pre_vote, vote_term, last_index, last_term)
+            transfer = len(body) > 4 and flag(body[4], "transfer")
+            return RequestVote(src, dst, term, pre_vote, vote_term, last_index, last_term, transfer)
         case 2:  # KIND_REQUEST_VOTE_RESPONSE
             if len(body) < 3:
                 raise DecodeError("RequestVoteResponse is too short")
-            pre_vote, granted = _flag(body[0], "pre_vote"), _flag(body[2], "granted")
-            vote_term = _natural(body[1], "vote_term")
+            pre_vote, granted = flag(body[0], "pre_vote"), flag(body[2], "granted")
+            vote_term = natural(body[1], "vote_term")
             return RequestVoteResponse(src, dst, term, pre_vote, vote_term, granted)
+        case 5:  # KIND_INSTALL_SNAPSHOT
+            return _decode_install_snapshot(src, dst, term, body)
+        case 6:  # KIND_INSTALL_SNAPSHOT_RESPONSE
+            if len(body) < 4:
+                raise DecodeError("InstallSnapshotResponse is too short")
+            index, last_term, offset = naturals(body[:3], "InstallSnapshotResponse")
+            _check_position(index, last_term, term, "InstallSnapshotResponse")
+            installed = flag(body[3], "installed")
+            return InstallSnapshotResponse(src, dst, term, index, last_term, offset, installed)
+        case 7:  # KIND_TIMEOUT_NOW
+            return TimeoutNow(src, dst, term)
+        case 8:  # KIND_READ_INDEX
+            if len(body) < 1:
+                raise DecodeError("ReadIndex is too short")
+            return ReadIndex(src, dst, term, natural(body[0], "read_id"))
+        case 9:  # KIND_READ_INDEX_RESPONSE
+            if len(body) < 2:
+                raise DecodeError("ReadIndexResponse is too short")
+            return ReadIndexResponse(src, dst, term, *naturals(body[:2], "ReadIndexResponse"))
         case _:
             raise UnknownKind(f"kind {header.kind} is unknown")
+
+
+def _decode_install_snapshot(src: int, dst: int, term: int, body: list[Any]) -> InstallSnapshot:
+    if len(body) < 7:
+        raise DecodeError("InstallSnapshot is too short")
+    index, last_term, size_bytes, crc, offset, chunk_crc = naturals(body[:6], "InstallSnapshot")
+    data = body[6]
+    if type(data) is not bytes:
+        raise DecodeError("a chunk of a snapshot is not bytes")
+    if index == 0:
+        raise DecodeError("a snapshot covers no entry")
+    _check_position(index, last_term, term, "InstallSnapshot")
+    if offset + len(data) > size_bytes:
+        raise DecodeError("a chunk lies outside its snapshot")
+    return InstallSnapshot(
+        src, dst, term, index, last_term, size_bytes, crc, offset, chunk_crc, data
+    )
 
 
 # Clients
@@ -389,13 +347,13 @@ def encode_replies(cluster: bytes, replies: Sequence[Reply]) -> bytes:
 
 
 def _decode_client(frame: bytes, kind: int) -> tuple[bytes, list[Any]]:
-    fields = _unpack(frame)
+    fields = unpack(frame)
     if type(fields) is not list or len(fields) < 4:
         raise DecodeError("a client frame is an array of four or more")
     version, found, cluster, items = fields[:4]
-    if _natural(version, "version") > PROTOCOL_VERSION:
+    if natural(version, "version") > PROTOCOL_VERSION:
         raise VersionError(f"a frame of protocol version {version}")
-    if _natural(found, "kind") != kind:
+    if natural(found, "kind") != kind:
         raise UnknownKind(f"kind {found} is not expected here")
     if type(cluster) is not bytes or len(cluster) != 8:
         raise DecodeError("a cluster id is eight bytes")
@@ -411,8 +369,9 @@ def decode_requests(frame: bytes) -> tuple[bytes, list[Request]]:
     for item in items:
         if type(item) is not list or len(item) < 8 or type(item[7]) is not bytes:
             raise DecodeError("a request is an array of eight or more that ends in a body")
-        _naturals(item[:7], "a request")
-        requests.append(Request(*item[:8]))
+        naturals(item[:7], "a request")
+        naturals(item[8:9], "a request")
+        requests.append(Request(*item[:9]))
     return cluster, requests
 
 
@@ -423,8 +382,9 @@ def decode_replies(frame: bytes) -> tuple[bytes, list[Reply]]:
     for item in items:
         if type(item) is not list or len(item) < 7 or type(item[6]) is not bytes:
             raise DecodeError("a reply is an array of seven or more that ends in a body")
-        _naturals(item[:6], "a reply")
-        replies.append(Reply(*item[:7]))
+        naturals(item[:6], "a reply")
+        naturals(item[7:9], "a reply")
+        replies.append(Reply(*item[:9]))
     return cluster, replies
 
 

@@ -15,7 +15,7 @@ from zraft.core.model import Command, Entries, HardState
 from zraft.machine.kv_codec import encode_put
 from zraft.storage.directory import open_member
 from zraft.storage.wal import Wal
-from zraft.wire import EntryCodec
+from zraft.wire_entry import EntryCodec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ from zraft.core.model import Role, Settings
 from zraft.core.progress import ProgressState
 from zraft.testing.core_cluster import CoreCluster
 from zraft.testing.solo import Solo
-from zraft.wire import decode_entry
+from zraft.wire_entry import decode_entry
 
 LEADER_OF_FIGURE_7 = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6]
 

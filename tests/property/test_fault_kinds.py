@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zraft import wire
+from zraft import wire, wire_entry
 from zraft.core.messages import AppendEntries, AppendEntriesResponse, Message, RequestVote
 from zraft.core.model import Command, Entries, EntryType
 from zraft.errors import DecodeError
@@ -144,7 +144,7 @@ def test_a_cut_is_one_way_or_both() -> None:
 
 
 def entries(bodies: Sequence[bytes]) -> Entries:
-    codec = wire.EntryCodec()
+    codec = wire_entry.EntryCodec()
     payloads = [
         codec.encode(Command(body, EntryType.COMMAND), term=3, log_time_ms=9) for body in bodies
     ]

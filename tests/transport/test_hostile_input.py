@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from zraft import clock
-from zraft.wire import MAX_FRAME_BYTES
+from zraft.wire_entry import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Net

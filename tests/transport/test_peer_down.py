@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from zraft.transport.probe import Probe
-from zraft.wire import MAX_FRAME_BYTES
+from zraft.wire_entry import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Net

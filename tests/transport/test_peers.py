@@ -16,7 +16,7 @@ from zraft.core.model import Command, Entries, MemberId, Random
 from zraft.errors import EXIT_LOCKED, ForeignDataError, StorageError, SupervisorError
 from zraft.transport.links import Delivery, Fault
 from zraft.transport.reports import Frame
-from zraft.wire import MAX_FRAME_BYTES, EntryCodec
+from zraft.wire_entry import MAX_FRAME_BYTES, EntryCodec
 
 if TYPE_CHECKING:
     from tests.transport.conftest import Net, Node

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from zraft import wire
+from zraft import wire, wire_entry
 from zraft.core.messages import RequestVote
 from zraft.transport.filter import HeaderFilter, Refused
 
@@ -45,7 +45,7 @@ def newer_version() -> bytes:
         ((), "dropped_parts"),
         ((b"", frame()), "dropped_parts"),
         ((b"a", b"b", b"c", b"d", b"e"), "dropped_parts"),
-        ((b"\xc6" + bytes(wire.MAX_FRAME_BYTES),), "dropped_size"),
+        ((b"\xc6" + bytes(wire_entry.MAX_FRAME_BYTES),), "dropped_size"),
         ((b"hello",), "dropped_garbage"),
         ((b"\x91" * 500,), "dropped_garbage"),
         ((newer_version(),), "dropped_version"),

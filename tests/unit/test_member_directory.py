@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.wal_logs import LOSE_ALL
-from zraft.core.model import Configuration, Entries, HardState
+from zraft.core.model import Configuration, Entries, HardState, Recovered
 from zraft.errors import CorruptLogError, ForeignDataError, LockedError, StorageError
 from zraft.storage.base import Identity
 from zraft.storage.directory import (
@@ -62,7 +62,7 @@ def test_made_directory_opens_as_that_member(tmp_path: Path) -> None:
     wal = Wal(member.wal_directory, member.identity)
     recovered = wal.load()
     wal.close()
-    assert recovered == (HardState(0, 0), member.configuration, Entries(1, [], []))
+    assert recovered == Recovered(HardState(0, 0), member.configuration, Entries(1, [], []))
     assert sorted(os.listdir(tmp_path)) == ["n1"]
     assert (tmp_path / "n1").stat().st_mode & 0o777 == 0o700
 

@@ -70,7 +70,8 @@ def test_kill_9_loses_nothing_that_was_announced(tmp_path: Path) -> None:
     for round_number in range(8):
         index, term = run_writer(directory, seed + round_number, draws.randrange(1, 120))
         wal = Wal(directory, IDENTITY, segment_bytes=16384)
-        hard_state, _, entries = wal.load()
+        recovered = wal.load()
+        hard_state, entries = recovered.hard_state, recovered.entries
         wal.close()
         where = f"seed {seed}, round {round_number}"
         assert entries.last_index >= index, where

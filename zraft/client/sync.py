@@ -35,7 +35,8 @@ from zraft.client.kv import KvClient
 from zraft.client.nodes import Member
 from zraft.errors import ControlError, DecodeError, VersionError, ZraftError
 from zraft.paths import DEFAULT_CLUSTER, cluster_dir, read_cluster_file
-from zraft.wire import MAX_FRAME_BYTES, decode_replies, encode_requests
+from zraft.wire import decode_replies, encode_requests
+from zraft.wire_entry import MAX_FRAME_BYTES
 
 FRAMES_PER_TURN = 64  # of one node
 _FAILURES = (

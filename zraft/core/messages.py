@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from zraft.core.model import Entries, MemberId
+from zraft.core.model import Entries, EntryId, MemberId
 
 
 class RequestVote(NamedTuple):
@@ -26,6 +26,8 @@ class RequestVote(NamedTuple):
     vote_term: int
     last_log_index: int
     last_log_term: int
+    transfer: bool = False
+    """The leader asked for this election (TimeoutNow): stickiness does not refuse it."""
 
 
 class RequestVoteResponse(NamedTuple):
@@ -80,5 +82,82 @@ class AppendEntriesResponse(NamedTuple):
     round: int
 
 
-Message: TypeAlias = RequestVote | RequestVoteResponse | AppendEntries | AppendEntriesResponse
-"""Every message that the core takes or makes. InstallSnapshot and TimeoutNow join it later."""
+class InstallSnapshot(NamedTuple):
+    """One chunk of a snapshot's file, on the bulk lane (Raft §7, Fig. 13).
+
+    `size_bytes` and `crc` are the whole file's and name it together with index and term;
+    `chunk_crc` is that of `data`. The configuration is inside the file.
+    """
+
+    src: MemberId
+    dst: MemberId
+    term: int
+    last_included_index: int
+    last_included_term: int
+    size_bytes: int
+    crc: int
+    offset: int
+    chunk_crc: int
+    data: bytes
+
+    @property
+    def last_included(self) -> EntryId:
+        """The last entry that the snapshot covers."""
+        return EntryId(self.last_included_index, self.last_included_term)
+
+
+class InstallSnapshotResponse(NamedTuple):
+    """Answer chunks: the receiver holds everything before `next_offset` and wants what follows.
+
+    `installed`: everything up to `last_included_index` is durable here, by this snapshot or by
+    what was here before; only then is it a promise, and waits for the sync.
+    """
+
+    src: MemberId
+    dst: MemberId
+    term: int
+    last_included_index: int
+    last_included_term: int
+    next_offset: int
+    installed: bool
+
+
+class TimeoutNow(NamedTuple):
+    """Stand for election at once: the leader hands over (thesis §3.10)."""
+
+    src: MemberId
+    dst: MemberId
+    term: int
+
+
+class ReadIndex(NamedTuple):
+    """Ask the leader for an index at which a follower may answer a read (thesis §6.4)."""
+
+    src: MemberId
+    dst: MemberId
+    term: int
+    read_id: int
+
+
+class ReadIndexResponse(NamedTuple):
+    """Answer a ReadIndex; `index` 0: refused, ask again under another id."""
+
+    src: MemberId
+    dst: MemberId
+    term: int
+    read_id: int
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+
+
+Message: TypeAlias = (
+    RequestVote
+    | RequestVoteResponse
+    | AppendEntries
+    | AppendEntriesResponse
+    | InstallSnapshot
+    | InstallSnapshotResponse
+    | TimeoutNow
+    | ReadIndex
+    | ReadIndexResponse
+)
+"""Every message that the core takes or makes."""

@@ -34,8 +34,8 @@ class EntryType(IntEnum):
 
     COMMAND = 1  # opaque bytes for the state machine
     NOOP = 2  # the first entry of each term (thesis §6.4)
-    CONFIG = 3  # a configuration; its place is reserved
-    SESSION = 4  # a client session is opened or expired; its place is reserved
+    CONFIG = 3  # a configuration (Raft §6)
+    SESSION = 4  # a client session is opened, kept or closed (thesis §6.3)
     BARRIER = 5  # goes through the log and changes nothing
 
 
@@ -87,6 +87,17 @@ class EntryCodec(Protocol):
         """Return the log time that a payload carries."""
         ...
 
+    def configurations(self, payloads: Sequence[bytes]) -> list[tuple[int, Configuration]]:
+        """Return position and configuration of each CONFIG entry, `index` left 0.
+
+        On the path of every append: it costs one look at a byte of each payload that is none.
+        """
+        ...
+
+    def encode_configuration(self, configuration: Configuration) -> bytes:
+        """Return the body of a CONFIG entry; `index` is not part of it."""
+        ...
+
 
 class HardState(NamedTuple):
     """What must be durable before any answer leaves (Raft Fig. 2, "Persistent state")."""
@@ -95,11 +106,92 @@ class HardState(NamedTuple):
     voted_for: MemberId = NOBODY
 
 
+class MemberInfo(NamedTuple):
+    """Who a member is for people and for the transport; the core carries it along.
+
+    `address` is reserved for clusters of several hosts; empty: the node's name decides.
+    """
+
+    member_id: MemberId
+    name: str
+    address: str = ""
+
+
 class Configuration(NamedTuple):
-    """The members that vote, sorted. `index` is the entry that holds it; 0 = made by `up`."""
+    """Who votes and who only listens (Raft §6, thesis ch. 4). All tuples are sorted.
+
+    While a change of voters is under way the configuration is joint: `voters` are the new ones,
+    `outgoing` the old ones, and every decision needs a majority of each. A member that is in
+    `outgoing` and in `learners` votes as an old voter and will listen only. `voters` and `learners`
+    have no member in common. `joining` are the learners that the leader promotes by itself once
+    they have caught up. `members` says who all of them are; the core needs no entry of it.
+
+    `index` is the entry that holds it; 0 = made by `up`.
+    """
 
     voters: tuple[MemberId, ...]
     index: int = 0  # type: ignore[assignment]  # a field, not tuple.index
+    outgoing: tuple[MemberId, ...] = ()
+    learners: tuple[MemberId, ...] = ()
+    joining: tuple[MemberId, ...] = ()
+    members: tuple[MemberInfo, ...] = ()
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether two majorities decide."""
+        return bool(self.outgoing)
+
+    @property
+    def electorate(self) -> tuple[MemberId, ...]:
+        """Everybody whose vote counts in one of the majorities, sorted."""
+        if not self.outgoing:
+            return self.voters
+        return tuple(sorted({*self.voters, *self.outgoing}))
+
+    @property
+    def everybody(self) -> tuple[MemberId, ...]:
+        """Everybody who gets the log, sorted."""
+        if not self.outgoing and not self.learners:
+            return self.voters
+        return tuple(sorted({*self.voters, *self.outgoing, *self.learners}))
+
+
+class ChangeKind(IntEnum):
+    """One step of a change of membership."""
+
+    ADD = 1  # as a learner that is promoted by itself once it has caught up
+    ADD_LEARNER = 2  # as a learner that stays one
+    PROMOTE = 3
+    DEMOTE = 4
+    REMOVE = 5
+
+
+class MemberChange(NamedTuple):
+    """One step; several in one request are one change, as in the replacement of a member."""
+
+    kind: ChangeKind
+    member: MemberInfo
+
+
+class SnapshotMeta(NamedTuple):
+    """What a snapshot says of itself: the state after the entry (index, term).
+
+    `size_bytes` and `crc` are those of the whole file: two snapshots with equal values are the same
+    bytes, so that a transfer may go on with another sender's.
+    """
+
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    term: int
+    configuration: Configuration
+    log_time_ms: int = 0
+    digest: int = 0
+    size_bytes: int = 0
+    crc: int = 0
+
+    @property
+    def last_id(self) -> EntryId:
+        """The last entry that it covers."""
+        return EntryId(self.index, self.term)
 
 
 class Settings(NamedTuple):
@@ -123,11 +215,18 @@ class Settings(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What a node knows after it read its disk; the log starts at index 1 or after a snapshot."""
+    """What a node knows after it read its disk; the log starts at index 1 or after a snapshot.
+
+    `configuration` is the one before the first entry: the snapshot's, or the base. With a
+    `snapshot`, `entries` may start before its end (what laggards still need), never after it, and
+    `compacted` names the entry before the first one.
+    """
 
     hard_state: HardState
     configuration: Configuration
     entries: Entries
+    compacted: EntryId = EntryId(0, 0)
+    snapshot: SnapshotMeta | None = None
 
 
 class Random(Protocol):

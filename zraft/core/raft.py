@@ -20,9 +20,14 @@ from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
+    ReadIndex,
+    ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
 )
 from zraft.core.model import (
     NOBODY,
@@ -174,6 +179,10 @@ class Raft:
                 election.on_request_vote(st, message)
             case RequestVoteResponse():
                 election.on_request_vote_response(st, message)
+            case InstallSnapshot() | InstallSnapshotResponse() | TimeoutNow():
+                pass
+            case ReadIndex() | ReadIndexResponse():
+                pass
             case _:
                 assert_never(message)
         self._check()

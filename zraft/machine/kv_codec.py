@@ -31,7 +31,8 @@ import msgpack
 
 from zraft.errors import InvalidCommand, TooLargeError
 from zraft.machine.base import CommandError
-from zraft.wire import MAX_REQUEST_BYTES, MAX_U64
+from zraft.wire import MAX_REQUEST_BYTES
+from zraft.wire_entry import MAX_U64
 
 MAX_KEY_BYTES = 8 << 10
 MAX_COMPARES = 128

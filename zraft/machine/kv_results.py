@@ -20,7 +20,7 @@ import msgpack
 
 from zraft.errors import DecodeError
 from zraft.machine.kv_codec import DELETE, DELETE_RANGE, GET, PUT, RANGE
-from zraft.wire import MAX_U64
+from zraft.wire_entry import MAX_U64
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _pack = _packer.pack

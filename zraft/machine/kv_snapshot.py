@@ -22,7 +22,7 @@ import msgpack
 from sortedcontainers import SortedList
 
 from zraft.errors import DecodeError, VersionError
-from zraft.wire import MAX_FRAME_BYTES, MAX_U64
+from zraft.wire_entry import MAX_FRAME_BYTES, MAX_U64
 
 FORMAT = 1
 CHUNK_BYTES = 64 << 10

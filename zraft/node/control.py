@@ -19,6 +19,7 @@ from zraft import clock
 from zraft.api import (
     Block,
     Campaign,
+    ChangeMembers,
     ControlDone,
     ControlFailure,
     CrashAt,
@@ -33,6 +34,8 @@ from zraft.api import (
     SetFaults,
     StepDown,
     Stop,
+    TakeSnapshot,
+    TransferLeadership,
     Whoami,
     WhoamiReply,
 )
@@ -192,6 +195,8 @@ class Control:
             case CrashAt(point):
                 self._faults.crash_at(point)
                 return ControlDone(f"crashes at {point}" if point else "crashes nowhere")
+            case ChangeMembers() | TransferLeadership() | TakeSnapshot():
+                raise ControlError("not built yet")
             case _:
                 assert_never(request)
 

@@ -52,7 +52,7 @@ from zraft.storage.wal import Wal
 from zraft.telemetry import Telemetry
 from zraft.transport.links import Links
 from zraft.transport.peers import PeerSockets
-from zraft.wire import EntryCodec
+from zraft.wire_entry import EntryCodec
 
 LINGER_MS = 100  # the last replies may take so long to leave
 

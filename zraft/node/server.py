@@ -33,7 +33,7 @@ from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
 from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket, refusal_of
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
-from zraft.wire import decode_entry
+from zraft.wire_entry import decode_entry
 
 ROUTE_RETRY_MS = 5
 """Parked requests try again this often while a leader is known but can't be reached."""

@@ -47,7 +47,7 @@ class MemoryStorage:
         """Make the current batch durable."""
         if not self._saved:
             return
-        hard_state, configuration, durable = self._synced
+        hard_state, durable = self._synced.hard_state, self._synced.entries
         for new_hard_state, entries in self._saved:
             hard_state = new_hard_state or hard_state
             if entries is not None:
@@ -55,7 +55,7 @@ class MemoryStorage:
                 del durable.terms[keep:], durable.payloads[keep:]
                 durable.terms.extend(entries.terms)
                 durable.payloads.extend(entries.payloads)
-        self._synced = Recovered(hard_state, configuration, durable)
+        self._synced = self._synced._replace(hard_state=hard_state, entries=durable)
         self._saved.clear()
         self._syncs += 1
 

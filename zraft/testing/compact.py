@@ -14,9 +14,14 @@ from typing import assert_never
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
+    ReadIndex,
+    ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
 )
 from zraft.core.model import Entries, EntryType, MemberId
 from zraft.core.notices import Notice
@@ -24,7 +29,7 @@ from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.errors import ZraftError
 from zraft.testing.core_cluster import payload_at
-from zraft.wire import decode_entry
+from zraft.wire_entry import decode_entry
 
 MAX_ENTRIES_SHOWN = 6
 """A longer run of entries is shown by its ends."""
@@ -80,9 +85,22 @@ def message_text(message: Message) -> str:
         case RequestVote():
             last = f"last={message.last_log_index}/{message.last_log_term}"
             text = f"pre-vote for={message.vote_term} {last}" if message.pre_vote else last
+            text += " transfer" if message.transfer else ""
         case RequestVoteResponse():
             text = f"pre-vote for={message.vote_term} " if message.pre_vote else ""
             text += "granted" if message.granted else "refused"
+        case InstallSnapshot():
+            text = f"snapshot={message.last_included_index}/{message.last_included_term}"
+            text += f" bytes={message.offset}+{len(message.data)}/{message.size_bytes}"
+        case InstallSnapshotResponse():
+            text = f"snapshot={message.last_included_index}/{message.last_included_term}"
+            text += " installed" if message.installed else f" next={message.next_offset}"
+        case TimeoutNow():
+            return head
+        case ReadIndex():
+            text = f"read={message.read_id}"
+        case ReadIndexResponse():
+            text = f"read={message.read_id} index={message.index}"
         case _:
             assert_never(message)
     return f"{head} {text}"
@@ -109,9 +127,13 @@ def ready_text(member_id: MemberId, ready: Ready) -> list[str]:
     lines += [f"  send {message_text(message)}" for message in ready.messages]
     if ready.hard_state is not None:
         lines.append(f"  persist term={ready.hard_state.term} vote={ready.hard_state.voted_for}")
+    if ready.snapshot is not None:
+        lines.append(f"  persist snapshot {ready.snapshot.index}/{ready.snapshot.term}")
     if ready.entries is not None:
         lines.append(f"  persist {entries_text(ready.entries)}")
     lines += [f"  then send {message_text(message)}" for message in ready.messages_after_persist]
+    if ready.restore is not None:
+        lines.append(f"  restore {ready.restore.index}/{ready.restore.term}")
     if ready.committed is not None:
         lines.append(f"  apply {entries_text(ready.committed)}")
     if ready.aborted_term is not None:
@@ -119,6 +141,8 @@ def ready_text(member_id: MemberId, ready: Ready) -> list[str]:
     if ready.aborted_reads:
         lines.append(f"  given up: reads {_value_text(tuple(ready.aborted_reads))}")
     lines += [f"  read {read.read_id} at index {read.index}" for read in ready.reads]
+    lines += [f"  store {message_text(chunk)}" for chunk in ready.chunks]
+    lines += [f"  send a snapshot to {peer}" for peer in ready.send_snapshots]
     return lines
 
 

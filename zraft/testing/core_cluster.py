@@ -32,7 +32,7 @@ from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
 from zraft.testing.safety import Safety
-from zraft.wire import EntryCodec
+from zraft.wire_entry import EntryCodec
 
 MAX_DELIVERIES = 20_000
 """Upper bound of what one call of `stabilise` or `run` delivers: more is a message storm."""

@@ -30,7 +30,7 @@ from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
 from zraft.testing.core_cluster import Disk, payload_at
-from zraft.wire import EntryCodec
+from zraft.wire_entry import EntryCodec
 
 
 class Solo:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from zraft.core.model import MemberId
 from zraft.errors import DecodeError, VersionError
-from zraft.wire import MAX_FRAME_BYTES, PeerHeader, decode_header
+from zraft.wire import PeerHeader, decode_header
+from zraft.wire_entry import MAX_FRAME_BYTES
 
 
 class Refused(NamedTuple):

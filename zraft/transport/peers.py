@@ -53,7 +53,6 @@ from zraft.wire import (
     KIND_HEARD,
     KIND_NAMES,
     KIND_REJECTED,
-    MAX_FRAME_BYTES,
     REJECTED_ROLLED_BACK,
     FrameHead,
     PeerHeader,
@@ -66,6 +65,7 @@ from zraft.wire import (
     encode_message,
     encode_rejected,
 )
+from zraft.wire_entry import MAX_FRAME_BYTES
 
 
 def _hex(member: MemberId) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from zraft.core.model import EntryType
 from zraft.machine.kv_codec import Cas, Delete, Put, decode_command
 from zraft.testing.sim.trace import Violation
-from zraft.wire import Entry
+from zraft.wire_entry import Entry
 
 if TYPE_CHECKING:
     from zraft.testing.sim.world import World

@@ -33,7 +33,7 @@ from zraft.core.notices import (
 from zraft.core.ready import Ready
 from zraft.core.state import RaftState
 from zraft.testing.sim.trace import Violation
-from zraft.wire import decode_entry
+from zraft.wire_entry import decode_entry
 
 if TYPE_CHECKING:
     from zraft.testing.sim.node import SimNode

@@ -32,7 +32,7 @@ from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.core import WatchedRaft
 from zraft.testing.sim.storage import Shadow, SimStorage, make_disk
 from zraft.transport.base import PeerDown
-from zraft.wire import EntryCodec
+from zraft.wire_entry import EntryCodec
 
 if TYPE_CHECKING:
     from zraft.testing.sim.world import World
