@@ -4,6 +4,7 @@
     3  twenty times `node kill leader --wait`: median below 150 ms from the kill to the next
        accepted write, none above 1 s
     9  at least 0.25 of the bare loop's durable writes per second at 64 outstanding, three nodes
+   10  the simulator handles at least 15,000 events a second of one core, all invariants on
 
 Times depend on what else the machine does. Beside each bar stands the largest wake-up delay of an
 idle loop while it was measured; above 20 ms the bar is *not judged*, which is neither a pass nor a
@@ -24,7 +25,7 @@ import msgspec
 
 from zraft import clock
 from zraft.errors import SupervisorError
-from zraft.testing.bench import put
+from zraft.testing.bench import cpu, put
 from zraft.testing.bench.command import EXIT_CHECK_FAILED, numbers, tell, write
 from zraft.testing.bench.latency import median
 from zraft.testing.bench.machine import NOT_JUDGED_MS, Machine, MachineFigures
@@ -41,7 +42,9 @@ PUT_NODES = 3
 PUT_OUTSTANDING = 64
 PUT_ROUNDS = 5
 PUT_BAR = 0.25
-BARS = (1, 3, 9)
+SIM_ROUNDS = 5
+SIM_EVENTS_BAR = 15_000.0
+BARS = (1, 3, 9, 10)
 STEP_MS = 60_000
 
 Verdict = Literal["held", "missed", "not judged"]
@@ -170,6 +173,26 @@ def measure_put(place: Place, machine: Machine) -> Bar:
     )
 
 
+def measure_sim(place: Place, machine: Machine) -> Bar:
+    """Bar 10: events of the simulator per second of processor time, a plain loop beside them."""
+    del place  # nothing is written
+    cpu.measure_round()
+    machine.take_delay_ms()
+    rounds = []
+    for number in range(1, SIM_ROUNDS + 1):
+        machine.sample()
+        found = cpu.measure_round()
+        rounds.append(found.events_per_s)
+        tell(
+            f"simulator {number} of {SIM_ROUNDS}: {found.events_per_s:,.0f} events/s; a plain "
+            f"loop {found.additions_per_s / 1e6:.1f} M additions/s"
+        )
+    held = median(rounds) >= SIM_EVENTS_BAR
+    promise = f"≥ {SIM_EVENTS_BAR:,.0f} simulated events a second of one core"
+    bar = _bar(10, promise, "events/s", rounds, held, machine.take_delay_ms())
+    return msgspec.structs.replace(bar, worst=min(rounds))
+
+
 def _bar(
     number: int, promise: str, unit: str, rounds: list[float], held: bool, delay_ms: float
 ) -> Bar:
@@ -189,6 +212,7 @@ MEASURES: dict[int, Callable[[Place, Machine], Bar]] = {
     1: measure_up,
     3: measure_kill,
     9: measure_put,
+    10: measure_sim,
 }
 
 
@@ -197,7 +221,7 @@ MEASURES: dict[int, Callable[[Place, Machine], Bar]] = {
 
 def parser(words: argparse.ArgumentParser) -> None:
     """Add the words of `bars`."""
-    words.add_argument("--only", type=numbers, default=list(BARS), help="which bars (1,3,9)")
+    words.add_argument("--only", type=numbers, default=list(BARS), help="which bars (1,3,9,10)")
     words.add_argument("--dir", help="where the data goes: a disk (default $TMPDIR, else build/)")
     words.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -206,7 +230,7 @@ def main(options: argparse.Namespace) -> int:
     """Measure, judge and print; 8 when a bar was missed."""
     unknown = [number for number in options.only if number not in MEASURES]
     if unknown:
-        tell(f"error[usage]: there is no bar {unknown[0]}\n  try: --only 1, 3 or 9")
+        tell(f"error[usage]: there is no bar {unknown[0]}\n  try: --only 1,3,9 or 10")
         return 2
     with open_place(options.dir) as place, Machine(place.sockets, place.data) as machine:
         bars = [MEASURES[number](place, machine) for number in options.only]
