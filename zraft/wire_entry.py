@@ -24,6 +24,12 @@ MAX_MEMBERS = 64
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
+def pack(value: object) -> bytes:
+    """Encode one MessagePack value."""
+    packed: bytes = _pack(value)
+    return packed
+
+
 def unpack(data: bytes) -> Any:
     """Decode one MessagePack value, bounded; DecodeError for anything else."""
     try:

@@ -190,18 +190,18 @@ def test_poison_command_is_a_replicated_error_and_applied_index_moves_on() -> No
     assert bench.only_answer(poison).code == Code.INVALID
     assert bench.only_answer(good).code == Code.OK
     assert {server.applied_index for server in bench.servers.values()} == {3}
-    assert len({server.machine.digest() for server in bench.servers.values()}) == 1
+    assert len({server.replica.digest() for server in bench.servers.values()}) == 1
 
 
 def test_barrier_goes_through_the_log_and_changes_nothing() -> None:
     """A barrier is answered once it is applied; the state machine never sees it."""
     bench = elected(3)
     leader = bench.leader()
-    before = bench.servers[leader].machine.digest()
+    before = bench.servers[leader].replica.machine.digest()
     barrier = bench.request(leader, b"", flags=Flag.BARRIER)
     bench.settle()
     assert bench.only_answer(barrier).code == Code.OK
-    assert bench.servers[leader].machine.digest() == before
+    assert bench.servers[leader].replica.machine.digest() == before
 
 
 def test_stop_answers_everyone() -> None:

@@ -4,7 +4,7 @@ A snapshot is one stream of MessagePack values, cut into chunks of `CHUNK_BYTES`
 where a value ends: first the header, then the items in key order. A reader may be given any other
 chunks.
 
-    header   [format, revision, running_hash, state_sum, keys]
+    header   [format, revision, state_sum, keys]
     item     [key, value, create_revision, mod_revision, version, lease]
 
 The view is frozen when it is made, at no cost. Between two chunks the store changes as it likes: it
@@ -38,7 +38,6 @@ class Header(NamedTuple):
 
     format: int
     revision: int
-    running_hash: int
     state_sum: int
     keys: int
 

@@ -27,13 +27,12 @@ from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
-from zraft.machine.apply import OnError, apply_safely, query_safely
 from zraft.machine.base import Ctx, StateMachine
+from zraft.machine.replica import Replica
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
 from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket, refusal_of
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
-from zraft.wire_entry import decode_entry
 
 ROUTE_RETRY_MS = 5
 """Parked requests try again this often while a leader is known but can't be reached."""
@@ -74,7 +73,7 @@ class Server:
         self.raft = raft
         self.storage = storage
         self.peers = peers
-        self.machine = machine
+        self.replica = Replica(machine, self._report_apply_error)
         self._replies = replies
         self._forwards = forwards
         self._report = report
@@ -82,10 +81,7 @@ class Server:
         self._clock_ns = clock_ns
         self._limits = limits
         self._me = raft.state.me
-        self._on_apply_error: OnError = self._report_apply_error
 
-        self.applied = Ctx(0, 0, 0)
-        """Index, term and log time of the last applied entry."""
         self._applying: Applying | None = None
         self._deadlines = Deadlines()
         self._parked: dict[int, Ticket] = {}
@@ -104,7 +100,7 @@ class Server:
     @property
     def applied_index(self) -> int:
         """The last index that the state machine has applied."""
-        return self.applied.index
+        return self.replica.applied.index
 
     @property
     def parked(self) -> int:
@@ -393,26 +389,20 @@ class Server:
         applying.position = position
         if position == count:
             self._applying = None
-        self.raft.on_applied(self.applied.index)
+        self.raft.on_applied(self.replica.applied.index)
         if crashpoints.armed:
             crashpoints.reach("apply.slice-done")
 
     def _apply_one(self, index: int, payload: bytes) -> None:
-        entry = decode_entry(payload)
-        ctx = Ctx(index, entry.term, entry.log_time_ms)
-        ok, result = True, b""
-        if entry.type == EntryType.COMMAND:
-            ok, result = apply_safely(self.machine, ctx, entry.body, self._on_apply_error)
-        self.applied = ctx
+        outcome = self.replica.apply(index, payload)
         ticket = self._proposed.get(index)
         if ticket is None:
             return
-        if ticket.term != entry.term:
+        if ticket.term != outcome.term:
             self._refuse(ticket, Code.UNAVAILABLE, "another leader's entry took its place")
             return
         self._finish(ticket)
-        code = Code.OK if ok else Code.INVALID
-        self._answer(ticket.client, ticket.request.request_id, code, result, index)
+        self._answer(ticket.client, ticket.request.request_id, outcome.code, outcome.result, index)
 
     def _collect_reads(self, ready: Ready) -> None:
         for state in ready.reads:
@@ -431,8 +421,9 @@ class Server:
         if not self._confirmed:
             return
         later: list[ConfirmedRead] = []
+        applied_index = self.replica.applied.index
         for read in self._confirmed:
-            if read.at_index > self.applied.index:
+            if read.at_index > applied_index:
                 later.append(read)
                 continue
             for ticket in read.tickets:
@@ -443,10 +434,9 @@ class Server:
 
     def _query(self, ticket: Ticket) -> None:
         """Ask the state machine as it is now, and reply."""
-        request = ticket.request
-        ok, answer = query_safely(self.machine, self.applied, request.body, self._on_apply_error)
-        code = Code.OK if ok else Code.INVALID
-        self._answer(ticket.client, request.request_id, code, answer, self.applied.index)
+        replica, request_id = self.replica, ticket.request.request_id
+        code, answer = replica.query(ticket.request.body)
+        self._answer(ticket.client, request_id, code, answer, replica.applied.index)
 
     # How a request ends
 

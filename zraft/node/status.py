@@ -16,6 +16,7 @@ from zraft.api import FaultRule, FaultStatus, NodeStatus, PeerStatus, WhoamiRepl
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
+from zraft.machine.replica import Replica
 from zraft.storage.base import StorageStats
 from zraft.transport.links import Fault
 
@@ -31,6 +32,8 @@ class StatusServer(Protocol):
     def waiting(self) -> int: ...
     @property
     def parked(self) -> int: ...
+    @property
+    def replica(self) -> Replica: ...
 
 
 class StatusMachine(Protocol):
@@ -38,7 +41,6 @@ class StatusMachine(Protocol):
 
     @property
     def revision(self) -> int: ...
-    def digest(self) -> int | None: ...
 
 
 class StatusPeers(Protocol):
@@ -75,7 +77,6 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
     """Return this node's view of itself and of the cluster."""
     whoami, server, raft = sources.whoami, sources.server, sources.server.raft
     state, leadership = raft.state, raft.state.leadership
-    digest = sources.machine.digest()
     return NodeStatus(
         name=whoami.name,
         member_id=whoami.member_id,
@@ -95,7 +96,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         timer_ms=_timer_ms(raft, now_ms),
         last_contact_ms=_last_contact_ms(raft, now_ms),
         uptime_ms=now_ms - sources.started_ms,
-        state_hash=None if digest is None else f"{digest:016x}",
+        state_hash=f"{server.replica.digest():016x}",
         revision=sources.machine.revision,
         leader_since_mono_ns=None
         if leadership is None
