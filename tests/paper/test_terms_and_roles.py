@@ -100,14 +100,25 @@ def test_a_stale_leader_steps_down_when_it_is_refused() -> None:
     assert (cluster.raft(1).term, cluster.raft(1).leader_id) == (2, 2)
 
 
-def test_messages_of_strangers_and_of_oneself_change_nothing() -> None:
-    """Only voters of the configuration take part; others are neither counted nor believed."""
+def test_answers_of_strangers_and_of_oneself_change_nothing() -> None:
+    """Only members are counted and believed: a yes, an acknowledgement, a higher term."""
     solo = Solo(term=1)
     solo.become_candidate()
     solo.step(RequestVoteResponse(9, 1, 2, False, 2, True))
-    solo.step(AppendEntries(9, 1, 7, 0, 0, 0, 0, NOTHING))
+    solo.step(RequestVoteResponse(9, 1, 7, False, 7, False))
+    solo.step(AppendEntriesResponse(9, 1, 7, False, 0, 1, 0, 0))
     solo.step(RequestVoteResponse(1, 1, 9, False, 9, True))
     assert (solo.raft.role, solo.raft.term) == (Role.CANDIDATE, 2)
+
+
+def test_a_leader_and_a_candidate_that_are_strangers_are_judged_by_term_and_log() -> None:
+    """Thesis §4.1: they may know a newer configuration than this node (pitfalls 43)."""
+    solo = Solo(term=1)
+    assert solo.append(9, term=2, terms=[2]).success
+    assert solo.raft.leader_id == 9
+    solo.wait(Settings().election_min_ms)
+    assert not solo.ask_vote(8, vote_term=3, last=(0, 0)).granted  # its log is behind
+    assert solo.ask_vote(8, vote_term=4, last=(1, 2)).granted
 
 
 def test_a_member_that_does_not_vote_never_stands_for_election() -> None:

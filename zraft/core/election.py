@@ -59,7 +59,7 @@ def start_vote(st: RaftState, reason: str) -> None:
 
 
 def ask_for_votes(st: RaftState) -> None:
-    """Send the request to every peer that has not said yes, in parallel (Raft §5.1).
+    """Send the request to every voter that has not said yes, in parallel (Raft §5.1).
 
     One that said no is asked again: it may have heard the leader a moment before we missed it.
     """
@@ -67,7 +67,7 @@ def ask_for_votes(st: RaftState) -> None:
     assert attempt is not None
     pre_vote = st.role is Role.PRE_CANDIDATE
     last = st.log.last_id
-    for peer in st.peers:
+    for peer in st.voting_peers:
         if not attempt.votes.get(peer, False):
             st.say(
                 RequestVote(
@@ -101,7 +101,7 @@ def maybe_finish(st: RaftState) -> None:
     attempt = st.attempt
     if attempt is None:
         return
-    result = vote_result(attempt.votes, st.voters)
+    result = vote_result(attempt.votes, st.configuration)
     if result is VoteResult.LOST:
         give_up(st, st.term, leader=st.leader_id, reason="refused", peer=NOBODY)
     elif result is VoteResult.WON:
@@ -207,7 +207,7 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
         return
     if peer != st.leader_id or st.hint is not None:
         return
-    others = [voter for voter in st.voters if voter != peer]
+    others = [voter for voter in st.configuration.electorate if voter != peer]
     if st.me not in others:
         return
     rank = (others.index(st.me) + st.term) % len(others)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from zraft.core.model import NOBODY, HardState, Role
+from zraft.core.model import NOBODY, Configuration, HardState, Role
 from zraft.core.progress import ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
@@ -62,12 +62,23 @@ def check_delta(st: RaftState, before: Seen) -> None:
         assert st.voted_for == before.voted_for, "a second vote in one term"
 
 
+def check_configuration(configuration: Configuration) -> None:
+    """Assert what makes a configuration one (see the value)."""
+    voters, learners = configuration.voters, configuration.learners
+    assert voters, "nobody votes"
+    for group in (voters, configuration.outgoing, learners, configuration.joining):
+        assert group == tuple(sorted(set(group))), configuration
+    assert not {*voters} & {*learners}, configuration
+    assert {*configuration.joining} <= {*learners}, configuration
+
+
 def check_full(st: RaftState) -> None:
     """Assert everything that can be told from one node alone."""
     check_basic(st)
     log = st.log
     assert log.terms_never_fall()
-    assert st.voters == tuple(sorted(set(st.voters)))
+    check_configuration(st.configuration)
+    assert st.configuration.index <= log.last_index
     leadership = st.leadership
     if leadership is None:
         return
@@ -81,8 +92,8 @@ def check_full(st: RaftState) -> None:
         if progress.state is ProgressState.PROBE:
             assert len(progress.inflights) == 0, progress
         assert len(progress.inflights) <= st.settings.max_inflight_messages
-    matches = [progress.match_index for progress in leadership.progress.values()]
-    held_index = reached_by_quorum([*matches, log.persisted_index], len(st.voters))
+    matches = {peer: progress.match_index for peer, progress in leadership.progress.items()}
+    held_index = reached_by_quorum({**matches, st.me: log.persisted_index}, st.configuration)
     assert held_index <= st.commit_index or log.term(held_index) != st.term, "a commit was missed"
     for pending in leadership.pending_reads:
         assert pending.round <= leadership.round

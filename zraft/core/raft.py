@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from zraft.core import election, invariants, reads, replication, roles
+from zraft.core import election, invariants, membership, reads, replication, roles
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -80,7 +80,7 @@ class Raft:
         self.state = RaftState(
             me=me,
             settings=settings,
-            configuration=recovered.configuration,
+            configurations=membership.recovered_configurations(recovered, codec),
             codec=codec,
             random=random,
             term=hard_state.term,
@@ -132,10 +132,10 @@ class Raft:
         """Return when `on_timer` has something to do, on the clock of `now_ms`."""
         st = self.state
         if st.leadership is not None:
-            if st.settings.check_quorum and len(st.voters) > 1:
+            if st.settings.check_quorum and not st.decides_alone:
                 return min(st.leadership.heartbeat_ms, st.leadership.check_quorum_ms)
             return st.leadership.heartbeat_ms
-        if st.me not in st.voters:
+        if not st.is_voter:
             return FAR_MS
         deadline_ms = st.election_deadline_ms
         if st.hint is not None:
@@ -163,10 +163,15 @@ class Raft:
         self._seen = invariants.seen(st)
 
     def step(self, message: Message, *, now_ms: int) -> None:
-        """Take one message of a peer. The transport has checked it: ours, from a member."""
+        """Take one message of a peer. The transport has checked it: ours, of this cluster.
+
+        Requests are taken from strangers as well: who is a member is decided by the log, and a
+        candidate or a leader may know more of it than this node (thesis §4.1). Answers of those
+        who are not members count for nothing.
+        """
         st = self._enter(now_ms)
         assert message.dst == st.me, (message.dst, st.me)
-        if message.src not in st.voters or message.src == st.me:
+        if message.src == st.me or not membership.is_heard(st, message):
             return
         if not election.is_granted_answer(message):
             election.cancel_hint(st, message.src, message.term)
@@ -207,7 +212,7 @@ class Raft:
     def campaign(self, *, now_ms: int) -> bool:
         """Stand for election now, without a pre-vote; False when this node leads or can't vote."""
         st = self._enter(now_ms)
-        if st.role is Role.LEADER or st.me not in st.voters:
+        if st.role is Role.LEADER or not st.is_voter:
             return False
         election.start_vote(st, "campaign")
         self._check()
@@ -244,10 +249,10 @@ class Raft:
             if st.now_ms >= leadership.heartbeat_ms:
                 leadership.heartbeat_due = True
                 leadership.heartbeat_ms = st.now_ms + st.settings.heartbeat_ms
-            watched = st.settings.check_quorum and len(st.voters) > 1
+            watched = st.settings.check_quorum and not st.decides_alone
             if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
                 replication.check_quorum(st)
-        elif st.me in st.voters:
+        elif st.is_voter:
             self._on_election_timer(inbox_empty)
         self._check()
 

@@ -42,9 +42,9 @@ def maybe_confirm(st: RaftState, leadership: Leadership) -> None:
     """Hand out the reads whose round a quorum answered and whose index is committed."""
     if not leadership.pending_reads:
         return
-    rounds = [progress.acked_round for progress in leadership.progress.values()]
-    rounds.append(leadership.round)
-    confirmed = reached_by_quorum(rounds, len(st.voters))
+    rounds = {peer: progress.acked_round for peer, progress in leadership.progress.items()}
+    rounds[st.me] = leadership.round
+    confirmed = reached_by_quorum(rounds, st.configuration)
     waiting: list[PendingRead] = []
     for pending in leadership.pending_reads:
         if pending.round <= confirmed and pending.index <= st.commit_index:

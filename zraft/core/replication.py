@@ -287,9 +287,9 @@ def maybe_commit(st: RaftState) -> None:
     """
     leadership = st.leadership
     assert leadership is not None
-    matches = [progress.match_index for progress in leadership.progress.values()]
-    matches.append(st.log.persisted_index)
-    index = reached_by_quorum(matches, len(st.voters))
+    matches = {peer: progress.match_index for peer, progress in leadership.progress.items()}
+    matches[st.me] = st.log.persisted_index
+    index = reached_by_quorum(matches, st.configuration)
     if index > st.commit_index and st.log.term(index) == st.term:
         advance_commit(st, index)
 
@@ -298,10 +298,10 @@ def maybe_commit(st: RaftState) -> None:
 
 
 def quorum_contact_ms(st: RaftState, leadership: Leadership) -> int:
-    """Return the last moment at which a quorum, this node among it, had been heard."""
-    contacts = [progress.last_contact_ms for progress in leadership.progress.values()]
-    contacts.append(st.now_ms)
-    return reached_by_quorum(contacts, len(st.voters))
+    """Return the last moment at which a quorum had been heard; this node hears itself now."""
+    contacts = {peer: progress.last_contact_ms for peer, progress in leadership.progress.items()}
+    contacts[st.me] = st.now_ms
+    return reached_by_quorum(contacts, st.configuration)
 
 
 def check_quorum(st: RaftState) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from zraft.core.configurations import Configurations
 from zraft.core.log import RaftLog
 from zraft.core.messages import AppendEntries, Message, RequestVote
 from zraft.core.model import (
@@ -81,7 +82,7 @@ class RaftState:
 
     me: MemberId
     settings: Settings
-    configuration: Configuration
+    configurations: Configurations
     codec: EntryCodec
     random: Random
 
@@ -118,18 +119,34 @@ class RaftState:
     notices: list[Notice] = field(default_factory=list)
 
     @property
-    def voters(self) -> tuple[MemberId, ...]:
-        """The members that vote, sorted, this node among them if it votes."""
-        return self.configuration.voters
+    def configuration(self) -> Configuration:
+        """The configuration in force: the newest one in the log, committed or not (Raft §6)."""
+        return self.configurations.newest
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether this node's vote counts: only then it stands for election."""
+        configuration = self.configurations.newest
+        return self.me in configuration.voters or self.me in configuration.outgoing
+
+    @property
+    def decides_alone(self) -> bool:
+        """Whether this node is a quorum by itself."""
+        return self.configurations.newest.electorate == (self.me,)
 
     @property
     def peers(self) -> tuple[MemberId, ...]:
-        """The voters other than this node, sorted."""
-        return tuple(voter for voter in self.configuration.voters if voter != self.me)
+        """Everybody who gets the log but this node, sorted."""
+        return tuple(member for member in self.configuration.everybody if member != self.me)
+
+    @property
+    def voting_peers(self) -> tuple[MemberId, ...]:
+        """Everybody but this node whose vote counts, sorted."""
+        return tuple(member for member in self.configuration.electorate if member != self.me)
 
     @property
     def quorum(self) -> int:
-        """How many voters make a majority."""
+        """How many voters make a majority; while the configuration is joint, of the new ones."""
         return quorum_size(self.configuration.voters)
 
     def say(self, message: Message) -> None:

@@ -66,7 +66,7 @@ def _count_votes_twice(st: RaftState, m: RequestVoteResponse) -> None:
     attempt = st.attempt
     if attempt is not None and m.granted and attempt.vote_term == m.vote_term:
         doubled = m.pre_vote == (st.role is Role.PRE_CANDIDATE) and attempt.votes.get(m.src)
-        silent = [voter for voter in st.voters if voter not in attempt.votes]
+        silent = [voter for voter in st.configuration.voters if voter not in attempt.votes]
         if doubled and silent:
             attempt.votes[silent[0]] = True
     _on_request_vote_response(st, m)
@@ -79,9 +79,9 @@ def _half(voters: Sequence[MemberId]) -> int:
     return max(1, len(voters) // 2)
 
 
-def _reached_by_half(values: Iterable[int], voters: int) -> int:
+def _reached_by_half(values: Iterable[int]) -> int:
     ranked = sorted(values, reverse=True)
-    return ranked[max(0, voters // 2 - 1)]
+    return ranked[max(0, len(ranked) // 2 - 1)]
 
 
 # The log
@@ -90,9 +90,9 @@ def _reached_by_half(values: Iterable[int], voters: int) -> int:
 def _commit_by_counting(st: RaftState) -> None:
     leadership = st.leadership
     assert leadership is not None
-    matches = [progress.match_index for progress in leadership.progress.values()]
-    matches.append(st.log.persisted_index)
-    index = quorum.reached_by_quorum(matches, len(st.voters))
+    matches = {peer: progress.match_index for peer, progress in leadership.progress.items()}
+    matches[st.me] = st.log.persisted_index
+    index = quorum.reached_by_quorum(matches, st.configuration)
     if index > st.commit_index:
         replication.advance_commit(st, index)
 
@@ -194,9 +194,7 @@ ZOO = {
         (
             Patch(quorum, "quorum_size", _half),
             Patch(state, "quorum_size", _half),
-            Patch(quorum, "reached_by_quorum", _reached_by_half),
-            Patch(replication, "reached_by_quorum", _reached_by_half),
-            Patch(reads, "reached_by_quorum", _reached_by_half),
+            Patch(quorum, "reached_by_majority", _reached_by_half),
         ),
     ),
     "stale-read-without-quorum": Bug(
