@@ -26,7 +26,7 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
 
   cluster  up down status list wait restart        kv       put get delete cas scan
   node     list start stop kill restart pause      logs     tail
-           resume campaign step-down               config   show
+           resume campaign step-down inspect       config   show
   fault    partition isolate drop delay list heal  check    run file
   sim      run replay                                       version
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s

@@ -42,7 +42,6 @@ app = noun(
         "promote",
         "demote",
         "transfer-leadership",
-        "inspect",
         "watch",
     ),
 )
@@ -461,3 +460,32 @@ def _tell(run: Run, action: str, request: Campaign | StepDown, goal: Aim) -> int
 
     run.out.result(document, human)
     return EXIT_OK
+
+
+# ----------------------------------------------------------------------------------------- inspect
+
+
+@command(
+    app,
+    "node inspect",
+    examples=[
+        "zraft node inspect n2 meta",
+        "zraft node inspect n2 wal --last 4",
+        "zraft node inspect n2 wal --index 100..120 --json",
+    ],
+)
+def inspect(
+    run: Run,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="n2 · leader · …: one node.")],
+    part: Annotated[str, typer.Argument(metavar="PART", help="meta · wal · snapshot")] = "meta",
+    last: Annotated[
+        int | None, typer.Option("--last", metavar="N", help="wal: the newest N entries.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option("--index", metavar="A..B", help="wal: these entries.")
+    ] = None,
+) -> int:
+    """Show what a node's disk says, running or not: identity, votes, log. Repairs nothing."""
+    from zraft.cli.inspect import inspect_node
+
+    return inspect_node(run, target, part, last=last, index=index)

@@ -90,6 +90,10 @@ class _MemberRecord(msgspec.Struct, frozen=True):
     member_id: str
 
 
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
 class _MemberFile(msgspec.Struct, frozen=True):
     format: int
     cluster: str
@@ -101,6 +105,7 @@ class _MemberFile(msgspec.Struct, frozen=True):
 
 class _BootFile(msgspec.Struct, frozen=True):
     incarnation: int
+    format: int = FORMAT  # files of the first versions have none
 
 
 def new_id() -> int:
@@ -217,6 +222,9 @@ def open_member(
 def _decode(directory: Path, data: bytes) -> Member:
     path = directory / MEMBER_FILE
     try:
+        found = msgspec.json.decode(data, type=_Format).format  # first: the rest may look otherwise
+        if found > FORMAT:
+            raise _newer(path, found)
         record = msgspec.json.decode(data, type=_MemberFile)
         members = tuple(NamedMember(m.name, _parse_id(m.member_id)) for m in record.configuration)
         member = Member(
@@ -229,15 +237,17 @@ def _decode(directory: Path, data: bytes) -> Member:
         )
     except (msgspec.DecodeError, ValueError) as error:
         raise _foreign(f"{path} is not readable", str(error)) from error
-    if record.format != FORMAT:
-        raise ForeignDataError(
-            f"{path} has format {record.format}",
-            why=f"this version of zraft reads format {FORMAT}",
-            try_="start it with the version of zraft that wrote it",
-        )
     if dict(members).get(member.name) != member.member_id:
         raise _foreign(f"{path} contradicts itself", "its configuration does not list the member")
     return member
+
+
+def _newer(path: Path, found: int) -> ForeignDataError:
+    return ForeignDataError(
+        f"{path} has format {found}",
+        why=f"this version of zraft reads formats up to {FORMAT}",
+        try_="start it with the version of zraft that wrote it",
+    )
 
 
 def _parse_id(text: str) -> int:
@@ -348,29 +358,45 @@ def next_incarnation(directory: Path, *, files: Files = OS_FILES) -> int:
 
     Raises:
         CorruptLogError: boot.json is not what was written.
+        ForeignDataError: a newer version wrote it.
         StorageError: the disk refused.
     """
     path = directory / BOOT_FILE
+    incarnation = read_incarnation(directory, files=files) + 1
     try:
-        try:
-            data = files.read(path)
-        except FileNotFoundError:
-            incarnation = 1
-        else:
-            incarnation = _decode_boot(path, data) + 1
         replace_file(files, path, msgspec.json.encode(_BootFile(incarnation)) + b"\n")
     except OSError as error:
         raise _refused("write", path, error) from error
     return incarnation
 
 
+def read_incarnation(directory: Path, *, files: Files = OS_FILES) -> int:
+    """Return how often the directory was started, 0 for never. Changes nothing.
+
+    Raises:
+        CorruptLogError: boot.json is not what was written.
+        ForeignDataError: a newer version wrote it.
+        StorageError: the disk refused.
+    """
+    path = directory / BOOT_FILE
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _refused("read", path, error) from error
+    return _decode_boot(path, data)
+
+
 def _decode_boot(path: Path, data: bytes) -> int:
     try:
-        incarnation = msgspec.json.decode(data, type=_BootFile).incarnation
-        if incarnation < 1:
-            raise ValueError(f"{incarnation} is no count")
+        boot = msgspec.json.decode(data, type=_BootFile)
+        if boot.format <= FORMAT and boot.incarnation < 1:
+            raise ValueError(f"{boot.incarnation} is no count")
     except (msgspec.DecodeError, ValueError) as error:
         raise CorruptLogError(
             "no boot counter", path=str(path), offset=0, why=str(error), try_=_HOW_TO_GO_ON
         ) from error
-    return incarnation
+    if boot.format > FORMAT:
+        raise _newer(path, boot.format)
+    return boot.incarnation

@@ -251,7 +251,7 @@ def read_segment(path: Path, data: bytes, *, is_last: bool) -> Segment:
     for batch in read_batches(data, first.end_offset, seed):
         if last.header.type is BatchType.SEAL:
             raise corrupt("a batch after the seal", path, batch.offset, "a seal is the last batch")
-        _check_follows(path, last, batch)
+        check_follows(path, last, batch)
         if batch.header.type is BatchType.RECORDS:
             batches.append(batch)
         last = batch
@@ -278,7 +278,8 @@ def read_segment(path: Path, data: bytes, *, is_last: bool) -> Segment:
     )
 
 
-def _check_follows(path: Path, last: Batch, batch: Batch) -> None:
+def check_follows(path: Path, last: Batch, batch: Batch) -> None:
+    """Refuse a batch that does not continue the one before it: CorruptLogError."""
     if batch.header.type is BatchType.SEGMENT:
         why = "a segment header stands only at the start"
         raise corrupt("a batch out of place", path, batch.offset, why)

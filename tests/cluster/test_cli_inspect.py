@@ -1,0 +1,63 @@
+"""`zraft node inspect` on real processes: running, under load, stopped, killed and paused."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.harness import live_cluster
+from tests.cluster.test_cli import PROGRAM, Shell
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def zraft() -> Iterator[Shell]:
+    """A shell beside three nodes."""
+    with live_cluster(3) as live:
+        yield Shell(live)
+
+
+def test_running_paused_and_killed_nodes_tell_the_same_log(zraft: Shell) -> None:
+    """What was acknowledged is on the disk of a majority, and is shown, whatever runs."""
+    for number in range(5):
+        zraft.run("kv", "put", f"key{number}", str(number))
+    zraft.run("cluster", "wait", "--for", "converged")
+    running = zraft.json("node", "inspect", "leader", "wal", "--last", "5")
+    assert running["running"] is True
+    assert [row["command"].split()[:2] for row in running["entries"]] == [
+        ["put", f"key{number}={number}"] for number in range(5)
+    ]
+    assert {row["status"] for row in running["entries"]} == {"committed"}
+    zraft.run("node", "pause", "n1")
+    zraft.run("node", "kill", "n2")
+    for name in ("n1", "n2"):
+        rows = zraft.json("node", "inspect", name, "wal", "--last", "5")["entries"]
+        assert [row["command"] for row in rows] == [row["command"] for row in running["entries"]]
+    assert {row["status"] for row in rows} == {"durable"}
+    meta = zraft.json("node", "inspect", "n2", "meta")
+    assert (meta["running"], meta["recovery"]["action"]) == (False, "none")
+    zraft.run("node", "resume", "n1")
+    zraft.run("node", "start", "n2")
+
+
+def test_a_log_that_is_being_written_is_seen_as_of_one_moment(zraft: Shell) -> None:
+    """Looks at a busy leader never find damage, and the log never gets shorter."""
+    writer = subprocess.Popen(
+        ["sh", "-c", f'while "{PROGRAM}" kv put k v -q; do :; done'],
+        env=zraft.environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        last = 0
+        for _ in range(10):
+            seen = zraft.json("node", "inspect", "leader", "wal", "--last", "1")
+            assert (seen["damage"], seen["torn"]) == (None, None)
+            assert seen["last_index"] >= last
+            last = seen["last_index"]
+    finally:
+        writer.kill()
+        writer.wait()
