@@ -1,4 +1,4 @@
-"""Who a process is, read from /proc: nothing here signals, waits or changes anything.
+"""What /proc says of processes and mounts: nothing here signals, waits or changes anything.
 
 A pid alone says nothing, since pids are used again. A process is (pid, start ticks, boot id): field
 22 of /proc/<pid>/stat counts from the boot and does not move with the wall clock. Everything
@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import NamedTuple
+
+VOLATILE = frozenset({"tmpfs", "ramfs", "overlay"})
+"""File systems whose files do not survive a power cut, whatever fsync says."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -53,3 +56,22 @@ def read_command(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
     return [os.fsdecode(part) for part in data.split(b"\0")[:-1]]
+
+
+def file_system(path: Path, mounts: str) -> str:
+    """Return the type of the file system that a path is on, empty when nobody says.
+
+    Args:
+        path: any path; links are followed.
+        mounts: the content of /proc/self/mountinfo.
+    """
+    wanted = os.path.realpath(path)
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        # 36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/vda rw
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = wanted == point or wanted.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    return kind

@@ -23,11 +23,10 @@ from typing import NamedTuple
 from zraft.client.record import supervisor_dir
 from zraft.errors import ConfigError, ControlError, StorageError
 from zraft.paths import ClusterFile, check_cluster_name, runtime_root
+from zraft.procfs import VOLATILE, file_system
 from zraft.storage.files import PRIVATE_DIRECTORY
 
 EPHEMERAL_PREFIX = "zraft-ephemeral-"
-VOLATILE = frozenset({"tmpfs", "ramfs", "overlay"})
-"""File systems whose files do not survive a power cut, whatever fsync says."""
 
 
 class Place(NamedTuple):
@@ -205,25 +204,6 @@ def remove_data(place: Place, cluster: ClusterFile | None) -> None:
             place.link.unlink()
         with contextlib.suppress(OSError):  # other files of the user's are in there: they stay
             place.directory.rmdir()
-
-
-def file_system(path: Path, mounts: str) -> str:
-    """Return the type of the file system that a path is on, empty when nobody says.
-
-    Args:
-        path: any path; links are followed.
-        mounts: the content of /proc/self/mountinfo.
-    """
-    wanted = os.path.realpath(path)
-    best, kind = "", ""
-    for line in mounts.splitlines():
-        # 36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/vda rw
-        before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
-        inside = wanted == point or wanted.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
 
 
 def durability_warning(place: Place, *, ephemeral: bool) -> str | None:

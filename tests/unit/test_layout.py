@@ -17,6 +17,7 @@ from zraft.config import Config, to_jsonable
 from zraft.control_api import LastExit, NodeRecord, StateFile, Up
 from zraft.errors import ConfigError, ControlError, StorageError, ZraftError
 from zraft.paths import ClusterFile, read_cluster_file
+from zraft.procfs import file_system
 from zraft_supervisor.creation import (
     free_base_port,
     make_members,
@@ -28,7 +29,6 @@ from zraft_supervisor.creation import (
 from zraft_supervisor.layout import (
     EPHEMERAL_PREFIX,
     Place,
-    file_system,
     make_place,
     make_private,
     remove_data,

@@ -28,12 +28,13 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   node     list start stop kill restart pause      logs     tail
            resume campaign step-down inspect       config   show
   fault    partition isolate drop delay list heal  check    run file
-  sim      run replay                                       version
+  sim      run replay                              doctor   version
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
 NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "sim", "config")
 VERSION = "version"
+DOCTOR = "doctor"
 EXIT_INTERRUPTED = 130
 LATER_NOUNS = (
     "lock",
@@ -46,7 +47,6 @@ LATER_NOUNS = (
     "backup",
     "trace",
     "explain",
-    "doctor",
     "metrics",
     "completion",
 )
@@ -145,8 +145,8 @@ def _program_class(group: type[Any]) -> type[Any]:
         """All nouns."""
 
         def list_commands(self, ctx: Any) -> list[str]:
-            """Return the nouns and `version`."""
-            return [*NOUNS, VERSION]
+            """Return the nouns, `doctor` and `version`."""
+            return [*NOUNS, DOCTOR, VERSION]
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             """Import the noun's module and return its command."""
@@ -169,6 +169,13 @@ def load_command(name: str) -> Any:
 
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
         command(app, VERSION, examples=["zraft version --json"])(version)
+        return get_command(app)
+    if name == DOCTOR:
+        from zraft.cli.doctor import doctor
+
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        examples = ["zraft doctor", "zraft doctor --json", "zraft doctor /backup/n1 /backup/n2"]
+        command(app, DOCTOR, examples=examples, later=("--fix", "--bundle"))(doctor)
         return get_command(app)
     if name not in NOUNS:
         return None
