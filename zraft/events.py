@@ -267,6 +267,12 @@ EVENTS: dict[str, EventSpec] = {
         "segment {segment} up to index {last_index} deleted",
         "A snapshot covers the segment and a newer, synced one holds the hard state.",
     ),
+    "snapshot.damaged": _log(
+        "error",
+        "path offset reason",
+        "{path} is damaged at byte offset {offset}: {reason}",
+        "A snapshot is not what was written; an older one is taken if the log still reaches it.",
+    ),
     "storage.sync_slow": _log(
         "warning",
         "elapsed_ms bytes",

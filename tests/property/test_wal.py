@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.wal_logs import CONFIGURATION, new_disk, open_log
-from zraft.core.model import Entries, HardState, Recovered
+from zraft.core.model import Entries, EntryId, HardState, Recovered, SnapshotMeta
 from zraft.storage.wal import Wal
 from zraft.testing.disk import Stopped
 
@@ -29,6 +29,15 @@ PAYLOAD = st.one_of(
     ),
     st.just(bytes(6000)),  # larger than a segment
 )
+
+
+def cut(state: Recovered, first_index: int) -> Recovered:
+    """Return what is left of a log when entries before `first_index` are forgotten."""
+    old = state.entries
+    drop = first_index - old.first_index
+    compacted = EntryId(first_index - 1, old.terms[drop - 1])
+    entries = Entries(first_index, old.terms[drop:], old.payloads[drop:])
+    return state._replace(entries=entries, compacted=compacted)
 
 
 class WalAgainstModel(RuleBasedStateMachine):
@@ -63,11 +72,11 @@ class WalAgainstModel(RuleBasedStateMachine):
         old = self.saved.entries
         first_index = max(old.first_index, old.last_index + 1 - back)
         kept = first_index - old.first_index
-        low = old.terms[kept - 1] if kept else 0
+        low = old.terms[kept - 1] if kept else self.saved.compacted.term
         high = self.saved.hard_state.term
         terms = sorted(data.draw(st.integers(min(low, high), high), label="term") for _ in payloads)
-        if low > high or (kept == 0 and old.first_index > 1):
-            return  # the term before a compacted log is not in the model
+        if low > high:
+            return
         self.wal.save(None, Entries(first_index, terms, payloads))
         entries = Entries(old.first_index, old.terms[:kept] + terms, old.payloads[:kept] + payloads)
         self.saved = self.saved._replace(entries=entries)
@@ -120,14 +129,30 @@ class WalAgainstModel(RuleBasedStateMachine):
         self.start(self.synced)
 
     @precondition(lambda self: self.saved is self.synced and len(self.synced.entries.terms) > 2)
-    @rule(keep=st.integers(1, 3))
+    @rule(keep=st.integers(0, 3))
     def compact(self, keep: int) -> None:
         """All but the last few entries are forgotten."""
-        old = self.synced.entries
-        first_index = old.last_index + 1 - keep
+        first_index = self.synced.entries.last_index + 1 - keep
         self.wal.compact(first_index)
-        entries = Entries(first_index, old.terms[-keep:], old.payloads[-keep:])
-        self.synced = self.saved = self.synced._replace(entries=entries)
+        self.synced = self.saved = cut(self.synced, first_index)
+
+    @rule(ahead=st.integers(-4, 5), back=st.integers(0, 1))
+    def install(self, ahead: int, back: int) -> None:
+        """A snapshot joins the batch: of a prefix, of all, ahead of the log, of another term."""
+        old, entries = self.saved, self.saved.entries
+        index = entries.last_index + ahead
+        term = max(old.compacted.term, old.hard_state.term - back)
+        if index < 1 or term < 1:
+            return
+        self.wal.install(SnapshotMeta(index, term, CONFIGURATION))
+        if index <= old.compacted.index:
+            return
+        position = index - entries.first_index
+        if position < len(entries.terms) and entries.terms[position] == term:
+            self.saved = cut(old, index + 1)
+        else:
+            rest = Entries(index + 1, [], [])
+            self.saved = old._replace(entries=rest, compacted=EntryId(index, term))
 
     def stop_after(self, steps: int) -> None:
         """Stop the world before the step after so many."""
@@ -146,6 +171,11 @@ class WalAgainstModel(RuleBasedStateMachine):
             self.disk.cut_power(random.Random(seed))
         else:
             self.disk.kill()
+
+    @invariant()
+    def runs_of_terms_are_bounded(self) -> None:
+        """What is known of terms is what is in the log, and not one run for every term ever led."""
+        assert len(self.wal._term_starts) <= len(self.saved.entries.terms) + 1
 
     @invariant()
     def configuration_is_known(self) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 from tests.wal_logs import CONFIGURATION, IDENTITY
-from zraft.core.model import Entries, HardState, Recovered
+from zraft.core.model import Entries, EntryId, HardState, Recovered, SnapshotMeta
 from zraft.storage.base import Storage
 from zraft.storage.memory import MemoryStorage
 from zraft.storage.wal import Wal
@@ -175,6 +175,110 @@ def test_saving_goes_on_after_a_crash(machine: Machine) -> None:
         assert recovered.entries.payloads[-1] == b"%d" % index * 50
         while machine.storage.prepare(1 << 18):
             pass
+
+
+def snapshot(index: int, term: int) -> SnapshotMeta:
+    """Return what describes a snapshot."""
+    return SnapshotMeta(index, term, CONFIGURATION)
+
+
+def five_entries(machine: Machine) -> None:
+    """Make five entries durable: terms 1, 1, 2, 2, 3."""
+    entries = Entries(1, [1, 1, 2, 2, 3], [b"a", b"b", b"c", b"d", b"e"])
+    machine.storage.save(HardState(3, 7), entries)
+    machine.storage.sync()
+
+
+def test_compaction_forgets_a_prefix(machine: Machine) -> None:
+    """The log starts after it, and its last entry's term is still known (pitfall 27)."""
+    five_entries(machine)
+    machine.storage.compact(3)
+    machine.storage.compact(2)
+    entries = Entries(3, [2, 2, 3], [b"c", b"d", b"e"])
+    assert machine.crash() == Recovered(HardState(3, 7), CONFIGURATION, entries, EntryId(2, 1))
+    machine.storage.compact(6)
+    rest = Recovered(HardState(3, 7), CONFIGURATION, Entries(6, [], []), EntryId(5, 3))
+    assert machine.crash() == rest
+    machine.storage.save(None, Entries(6, [3], [b"f"]))
+    machine.storage.sync()
+    assert machine.crash() == rest._replace(entries=Entries(6, [3], [b"f"]))
+
+
+def test_what_is_compacted_is_not_written_again(machine: Machine) -> None:
+    """Entries at or before the cut are committed: to replace one is a broken invariant."""
+    five_entries(machine)
+    machine.storage.compact(3)
+    with pytest.raises(AssertionError):
+        machine.storage.save(None, Entries(2, [3], [b"x"]))
+    with pytest.raises(AssertionError):
+        machine.storage.compact(7)
+
+
+def test_an_installed_snapshot_of_a_prefix_keeps_the_suffix(machine: Machine) -> None:
+    """The log holds its last entry, index and term: what follows it stays (pitfall 48)."""
+    five_entries(machine)
+    machine.storage.install(snapshot(3, 2))
+    machine.storage.sync()
+    expected = Recovered(
+        HardState(3, 7), CONFIGURATION, Entries(4, [2, 3], [b"d", b"e"]), EntryId(3, 2)
+    )
+    assert machine.crash() == expected
+    machine.storage.install(snapshot(5, 3))
+    machine.storage.sync()
+    assert machine.crash().entries == Entries(6, [], [])
+
+
+@pytest.mark.parametrize(("index", "term"), [(3, 3), (3, 1), (5, 2), (6, 3), (900, 3)])
+def test_an_installed_snapshot_that_the_log_does_not_hold_empties_it(
+    machine: Machine, index: int, term: int
+) -> None:
+    """Other entries than the leader's were never committed (Raft §7)."""
+    five_entries(machine)
+    machine.storage.install(snapshot(index, term))
+    machine.storage.sync()
+    entries = Entries(index + 1, [], [])
+    expected = Recovered(HardState(3, 7), CONFIGURATION, entries, EntryId(index, term))
+    assert machine.crash() == expected
+    machine.storage.save(None, Entries(index + 1, [3, 3], [b"x", b"y"]))
+    machine.storage.sync()
+    machine.storage.compact(index + 2)
+    assert machine.crash().entries == Entries(index + 2, [3], [b"y"])
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_an_older_snapshot_rolls_nothing_back(machine: Machine, index: int) -> None:
+    """One that ends before the log starts changes nothing (pitfall 48)."""
+    five_entries(machine)
+    machine.storage.compact(3)
+    before = machine.crash()
+    machine.storage.install(snapshot(index, 1))
+    machine.storage.sync()
+    assert machine.crash() == before
+
+
+def test_an_installed_snapshot_is_one_batch_with_what_is_saved_around_it(machine: Machine) -> None:
+    """A crash before the sync leaves all of the old, after it all of the new."""
+    five_entries(machine)
+    before = machine.crash()
+
+    def save_all() -> None:
+        machine.storage.save(HardState(4, 8), None)
+        machine.storage.install(snapshot(20, 4))
+        machine.storage.save(None, Entries(21, [4], [b"z"]))
+
+    save_all()
+    assert machine.crash() == before
+    save_all()
+    machine.storage.sync()
+    expected = Recovered(HardState(4, 8), CONFIGURATION, Entries(21, [4], [b"z"]), EntryId(20, 4))
+    assert machine.crash() == expected
+
+
+def test_a_snapshot_of_a_term_not_yet_durable_is_refused(machine: Machine) -> None:
+    """As with entries: a restart would lower the term."""
+    five_entries(machine)
+    with pytest.raises(AssertionError):
+        machine.storage.install(snapshot(20, 4))
 
 
 def test_memory_may_keep_the_unsynced_batch_whole() -> None:

@@ -16,7 +16,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from zraft.core.model import Configuration, Entries, HardState, MemberId, Recovered
+from zraft.core.model import (
+    Configuration,
+    Entries,
+    HardState,
+    MemberId,
+    Recovered,
+    SnapshotMeta,
+)
 
 
 class Identity(NamedTuple):
@@ -37,6 +44,18 @@ class StorageStats(NamedTuple):
     repaired_bytes: int  # dropped from a torn tail at the last `load`
 
 
+class Report(Protocol):
+    """Takes facts for the node's telemetry."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """Report one event of the closed list."""
+        ...
+
+
+def no_report(event: str, /, **fields: object) -> None:
+    """Nobody wants to know."""
+
+
 class Storage(Protocol):
     """Durable term, vote and log of one member. One owner, one thread; see the module."""
 
@@ -54,6 +73,26 @@ class Storage(Protocol):
         """Add to the current batch. `entries` replaces all at and after its `first_index`."""
         ...
 
+    def install(self, meta: SnapshotMeta) -> None:
+        """Let the log start after a snapshot whose file is durable; joins the current batch.
+
+        Entries after it are kept if the log holds the snapshot's last entry, index and term;
+        otherwise all of the log is dropped: what is committed is in the snapshot (Raft §7, rules 6
+        and 7 of InstallSnapshot). One that is not newer than where the log starts changes nothing.
+        """
+        ...
+
+    def compact(self, first_index_to_keep: int) -> None:
+        """Forget entries before `first_index_to_keep`, which a durable snapshot must cover.
+
+        Durable when it returns; there must be nothing saved and not synced. The space is given
+        back later, by `prepare`.
+
+        Raises:
+            StorageError: the disk refused (exit 74); the object is dead afterwards.
+        """
+        ...
+
     def sync(self) -> None:
         """Make the current batch durable. A no-op when nothing was saved.
 
@@ -63,10 +102,11 @@ class Storage(Protocol):
         ...
 
     def prepare(self, budget_bytes: int) -> bool:
-        """Zero-fill at most `budget_bytes` of the next segment; True when more is to be done.
+        """Do one small piece of work ahead of time; True when more is to be done.
 
-        Called once a turn when the loop has nothing urgent: a segment zero-filled at once is an
-        election (16 MiB take longer than a heartbeat).
+        That is: delete one segment that is not needed any more, or zero-fill at most `budget_bytes`
+        of the next one. Called once a turn when the loop has nothing urgent: a segment zero-filled
+        at once is an election (16 MiB take longer than a heartbeat).
         """
         ...
 
@@ -85,6 +125,8 @@ __all__ = [
     "HardState",
     "Identity",
     "Recovered",
+    "Report",
     "Storage",
     "StorageStats",
+    "no_report",
 ]

@@ -2,6 +2,7 @@
 
     member.json   identity and base configuration; written once, with the directory
     wal/          the log
+    snap/         snapshots
     lock          flock of the process that uses the directory, held for its life
     boot.json     the boot counter, `incarnation`
 
@@ -46,6 +47,7 @@ MEMBER_FILE = "member.json"
 BOOT_FILE = "boot.json"
 LOCK_FILE = "lock"
 WAL_DIRECTORY = "wal"
+SNAPSHOT_DIRECTORY = "snap"
 _HOW_TO_GO_ON = (
     "put this member's own data directory back",
     "or replace the member by a new one: the other nodes hold its data",
@@ -83,6 +85,11 @@ class Member(NamedTuple):
     def wal_directory(self) -> Path:
         """Where the log is."""
         return self.directory / WAL_DIRECTORY
+
+    @property
+    def snapshot_directory(self) -> Path:
+        """Where the snapshots are; made when it is needed."""
+        return self.directory / SNAPSHOT_DIRECTORY
 
 
 class _MemberRecord(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ SUFFIX_TEMPORARY = ".tmp"
 
 
 class Files(Protocol):
-    """What the log and the member directory need of a file system. All raise OSError."""
+    """What log, snapshots and member directory need of a file system. All raise OSError."""
 
     def open(self, path: Path, flags: int, mode: int = PRIVATE_FILE) -> int:
         """Open as `os.open` does; the descriptor is not inherited."""
@@ -32,6 +32,14 @@ class Files(Protocol):
 
     def read(self, path: Path) -> bytes:
         """Return the whole content of a file."""
+        ...
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """Return at most `count` bytes from `offset`; fewer are no error, none is the end."""
+        ...
+
+    def size(self, fd: int) -> int:
+        """Return how many bytes a file has."""
         ...
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
@@ -75,6 +83,10 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
 def _mkdir(path: Path, mode: int = PRIVATE_DIRECTORY) -> None:
     path.mkdir(mode)
 
@@ -85,6 +97,8 @@ class OsFiles:
     open = staticmethod(_open)
     close = staticmethod(os.close)
     read = staticmethod(_read)
+    pread = staticmethod(os.pread)
+    size = staticmethod(_size)
     pwrite = staticmethod(os.pwrite)
     fdatasync = staticmethod(os.fdatasync)
     fsync = staticmethod(os.fsync)
@@ -96,6 +110,21 @@ class OsFiles:
 
 
 OS_FILES: Files = OsFiles()
+
+
+def read_exactly(files: Files, fd: int, count: int, offset: int) -> bytes:
+    """Return `count` bytes from `offset`, however many short reads it takes; fewer at the end.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    data = files.pread(fd, count, offset)
+    while 0 < len(data) < count:
+        more = files.pread(fd, count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:

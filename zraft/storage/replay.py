@@ -6,6 +6,7 @@ never falls and a vote is never taken back (Raft §5.2); entries leave no gap; n
 above the hard state's; the log starts at index 1 or right after the last compaction.
 
 The last hard state in file order counts. Entries replace everything at and after their first index.
+A restart empties the log and lets it go on after a snapshot that was installed.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Replay:
         self._first_index = 1
         self._terms: list[int] = []
         self._payloads: list[bytes] = []
+        self.starts: list[tuple[int, int]] = []
+        """Number of each segment, and the first index of which it or a later one holds all."""
 
     def on_segment(self, segment: Segment) -> None:
         """Take in one segment.
@@ -51,6 +54,7 @@ class Replay:
         header = segment.header
         if self._last is None:
             self._first_index = header.first_index
+        self.starts.append((header.number, header.first_index))
         self._on_hard_state(segment.path, 0, header.hard_state)
         self.configuration = header.configuration
         self.compacted = max(self.compacted, header.compacted)
@@ -67,6 +71,8 @@ class Replay:
                     self._on_entries(segment.path, batch.offset, record.entries)
                 if record.compacted is not None:
                     self.compacted = max(self.compacted, record.compacted)
+                if record.restart is not None:
+                    self._on_restart(segment.path, batch.offset, record.restart)
         self._last = segment
 
     def _check_identity(self, segment: Segment) -> None:
@@ -118,6 +124,16 @@ class Replay:
         self._terms += entries.terms
         self._payloads += entries.payloads
 
+    def _on_restart(self, path: Path, offset: int, last_included: EntryId) -> None:
+        if last_included.index <= self.compacted.index:
+            why = f"{last_included} is installed after {self.compacted} was"
+            raise corrupt("a snapshot that falls back", path, offset, why)
+        self.compacted = last_included
+        self._first_index = last_included.index + 1
+        self._terms, self._payloads = [], []
+        number, first_index = self.starts[-1]
+        self.starts[-1] = (number, min(first_index, self._first_index))
+
     def finish(self) -> Recovered:
         """Return what is durable.
 
@@ -135,7 +151,8 @@ class Replay:
         if highest > self.hard_state.term:
             why = f"an entry has term {highest}, the hard state only {self.hard_state.term}"
             raise corrupt("a lost term", self._last.path, 0, why)
-        return Recovered(self.hard_state, self.configuration, Entries(first_index, terms, payloads))
+        entries = Entries(first_index, terms, payloads)
+        return Recovered(self.hard_state, self.configuration, entries, self.compacted)
 
 
 def replay(identity: Identity, segments: Sequence[Segment]) -> Recovered:

@@ -8,11 +8,14 @@ segment may go as soon as its entries are not needed. The seal says that the nex
 over; a segment that is not the last must end in one. Batch numbers and the chain run on over all
 segments.
 
-A records batch is an array of records `[hard_state, entries, compacted]`, each element nil or
+A records batch is an array of records `[hard_state, entries, compacted, restart]`, each element nil
+or
 
     hard_state  [term, voted_for]
     entries     [first_index, [term, count, term, count, …], [payload, …]]
     compacted   [index, term]    the entry before the first one that is still needed
+    restart     [index, term]    an installed snapshot's last entry: the log is empty and goes on
+                                 after it (what stood in it is in the snapshot, or never counted)
 
 Payloads are opaque and go in and out unchanged. Terms are run-length encoded beside them: recovery
 must know them, and must not decode a million payloads. Arrays grow at the end only; a reader
@@ -65,6 +68,7 @@ class Record(NamedTuple):
     hard_state: HardState | None
     entries: Entries | None
     compacted: EntryId | None
+    restart: EntryId | None = None
 
 
 class SegmentHeader(NamedTuple):
@@ -123,14 +127,20 @@ def encode_segment_header(header: SegmentHeader, *, number: int, chain: int) -> 
 
 
 def pack_record(
-    hard_state: HardState | None, entries: Entries | None, compacted: EntryId | None
+    hard_state: HardState | None,
+    entries: Entries | None,
+    compacted: EntryId | None = None,
+    restart: EntryId | None = None,
 ) -> PackedRecord:
     """Return a record for `pack_records`."""
-    return [
+    packed: PackedRecord = [
         None if hard_state is None else [hard_state.term, hard_state.voted_for],
         None if entries is None else [entries.first_index, _runs(entries.terms), entries.payloads],
         compacted,
     ]
+    if restart is not None:
+        packed.append(restart)
+    return packed
 
 
 def _runs(terms: list[int]) -> list[int]:
@@ -160,11 +170,13 @@ def unpack_records(body: memoryview) -> Iterator[Record]:
     Raises:
         ValueError, TypeError: the checksums are right, but it is nothing this version has written.
     """
-    for hard_state, entries, compacted, *_ in msgpack.unpackb(body):
+    for hard_state, entries, compacted, *newer in msgpack.unpackb(body):
+        restart = newer[0] if newer else None
         yield Record(
             None if hard_state is None else _hard_state(hard_state),
             None if entries is None else _entries(entries),
             None if compacted is None else _entry_id(compacted),
+            None if restart is None else _entry_id(restart),
         )
 
 

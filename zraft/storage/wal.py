@@ -26,12 +26,19 @@ Layout of a batch: `storage.batch`; of a segment: `storage.segment`; how they co
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from zraft import crashpoints
 from zraft.clock import monotonic_ns
-from zraft.core.model import Configuration, Entries, EntryId, HardState, Recovered
-from zraft.storage.base import Identity, StorageStats
+from zraft.core.model import (
+    Configuration,
+    Entries,
+    EntryId,
+    HardState,
+    Recovered,
+    SnapshotMeta,
+)
+from zraft.storage.base import Identity, Report, StorageStats, no_report
 from zraft.storage.batch import BatchType, batch_bytes, encode_batch, make_seed
 from zraft.storage.files import OS_FILES, Files
 from zraft.storage.replay import Replay, may_follow
@@ -51,18 +58,6 @@ from zraft.storage.steps import SLICE_BYTES, LogSteps
 
 SEGMENT_BYTES = 16 << 20
 AHEAD_BYTES = 4 << 20  # kept zero-filled ahead of writing, in the next segment if need be
-
-
-class Report(Protocol):
-    """Takes facts for the node's telemetry."""
-
-    def __call__(self, event: str, /, **fields: object) -> None:
-        """Report one event of the closed list."""
-        ...
-
-
-def _no_report(event: str, /, **fields: object) -> None:
-    """Nobody wants to know."""
 
 
 class _State(NamedTuple):
@@ -93,7 +88,7 @@ class Wal:
         *,
         segment_bytes: int = SEGMENT_BYTES,
         files: Files = OS_FILES,
-        report: Report = _no_report,
+        report: Report = no_report,
     ) -> None:
         assert segment_bytes >= 4096
         self._steps = LogSteps(directory, files)
@@ -104,6 +99,7 @@ class Wal:
         self._synced = _State(HardState(), 0, EntryId(0, 0))
         self._saved = self._synced
         self._pending: list[PackedRecord] = []
+        self._restarts = False  # the current batch empties the log
         self._term_starts = [EntryId(0, 0)]  # where each run of one term starts
         self._segments: list[tuple[int, int]] = []  # number, first index; the last one is open
         self._open: _Open | None = None
@@ -149,7 +145,7 @@ class Wal:
         for path in paths:
             segment = read_segment(path, self._steps.read(path), is_last=path == paths[-1])
             log.on_segment(segment)
-            self._segments.append((segment.header.number, segment.header.first_index))
+        self._segments = log.starts
         recovered = log.finish()
         self._adopt(log, recovered)
         self._steps.delete(self._steps.next_path)  # never trusted: it did not get its name
@@ -213,8 +209,24 @@ class Wal:
             self._note_terms(entries)
             assert self._term_starts[-1].term <= saved.hard_state.term, "an entry of a later term"
             saved = saved._replace(last_index=entries.last_index)
-        self._pending.append(pack_record(hard_state, entries, None))
+        self._pending.append(pack_record(hard_state, entries))
         self._saved = saved
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """Start after a snapshot, as a part of the current batch; see `Storage.install`."""
+        self._steps.check_alive()
+        saved, last_included = self._saved, meta.last_id
+        if meta.index <= saved.compacted.index:
+            return
+        assert meta.term <= saved.hard_state.term, "a snapshot of a later term"
+        if meta.index <= saved.last_index and self._term_at(meta.index) == meta.term:
+            self._pending.append(pack_record(None, None, compacted=last_included))
+            self._saved = saved._replace(compacted=last_included)
+        else:
+            self._pending.append(pack_record(None, None, restart=last_included))
+            self._saved = saved._replace(compacted=last_included, last_index=meta.index)
+            self._restarts = True
+        self._forget_terms(last_included)
 
     def sync(self) -> None:
         """Write the current batch and make it durable; see `Storage.sync`."""
@@ -222,7 +234,7 @@ class Wal:
         if not self._pending:
             return
         start_ns = monotonic_ns()
-        kind = "entries" if any(entries for _, entries, _ in self._pending) else "vote"
+        kind = "entries" if any(record[1] for record in self._pending) else "vote"
         if crashpoints.armed:
             crashpoints.reach(f"persist.{kind}.before")
         body = pack_records(self._pending)
@@ -230,6 +242,10 @@ class Wal:
         self._append(BatchType.RECORDS, body)
         self._pending.clear()
         self._synced = self._saved
+        if self._restarts:  # this batch, and so this segment, makes all older ones superfluous
+            number, first_index = self._segments[-1]
+            self._segments[-1] = (number, min(first_index, self._synced.compacted.index + 1))
+            self._restarts = False
         if crashpoints.armed:
             crashpoints.reach(f"persist.{kind}.done")
         self._syncs += 1
@@ -315,10 +331,12 @@ class Wal:
         self._bytes_written += len(data)
 
     def prepare(self, budget_bytes: int) -> bool:
-        """Zero-fill ahead of writing, one slice; see `Storage.prepare`."""
+        """Delete one segment, or zero-fill one slice; see `Storage.prepare`."""
         self._steps.check_alive()
         assert self._open is not None, "load first"
         assert budget_bytes > 0
+        if self._delete_one():
+            return True
         budget_bytes = min(budget_bytes, SLICE_BYTES)
         # In whole slices: a sync for the few bytes of each turn would double the cost of a write.
         target = (self._tail_offset + AHEAD_BYTES) // SLICE_BYTES * SLICE_BYTES
@@ -349,32 +367,34 @@ class Wal:
     # ---------------------------------------------------------------------------------- compaction
 
     def compact(self, first_index_to_keep: int) -> None:
-        """Forget entries before `first_index_to_keep`, which a synced snapshot must cover.
-
-        Afterwards `load` starts there. Segments that hold nothing newer are deleted, oldest first;
-        each is deleted only after a newer one's header, which holds the hard state, was synced.
-
-        Raises:
-            StorageError: the disk refused; the object is dead afterwards.
-        """
+        """Forget entries that a durable snapshot covers; see `Storage.compact`."""
         assert not self._pending, "sync first"
         synced = self._synced
         if first_index_to_keep <= synced.compacted.index + 1:
             return
         assert first_index_to_keep <= synced.last_index + 1, (first_index_to_keep, synced)
         compacted = EntryId(first_index_to_keep - 1, self._term_at(first_index_to_keep - 1))
-        self._pending.append(pack_record(None, None, compacted))
+        self._pending.append(pack_record(None, None, compacted=compacted))
         self._saved = synced._replace(compacted=compacted)
         self.sync()
-        while len(self._segments) > 1:
-            # Entries of a segment that still count were before the first index of every later one.
-            if not any(first <= first_index_to_keep for _, first in self._segments[1:]):
-                break
-            number, _ = self._segments.pop(0)
-            self._steps.delete(self._steps.directory / segment_name(number))
-            self._steps.sync_names()  # one at a time: no crash leaves a hole
-            last_index = self._segments[0][1] - 1
-            self._report("storage.segment_deleted", segment=number, last_index=last_index)
+        self._forget_terms(compacted)
+
+    def _delete_one(self) -> bool:
+        """Delete the oldest segment if a later one has all that counts; whether it did.
+
+        Entries of a segment that still count stand before the first index of every later one. The
+        later one's header, which holds the hard state, was synced before it got its name. Oldest
+        first, each synced: no crash leaves a hole. One at a time: a slow disk takes milliseconds.
+        """
+        needed = self._synced.compacted.index + 1
+        if not any(first <= needed for _, first in self._segments[1:]):
+            return False
+        number, _ = self._segments.pop(0)
+        self._steps.delete(self._steps.directory / segment_name(number))
+        self._steps.sync_names()
+        last_index = self._segments[0][1] - 1
+        self._report("storage.segment_deleted", segment=number, last_index=last_index)
+        return True
 
     def _note_terms(self, entries: Entries) -> None:
         starts = self._term_starts
@@ -388,6 +408,12 @@ class Wal:
             if term > last:
                 starts.append(EntryId(entries.first_index + i, term))
                 last = term
+
+    def _forget_terms(self, compacted: EntryId) -> None:
+        """Keep only runs that are in the log, or there would be one for every term ever led."""
+        log = range(compacted.index + 1, self._saved.last_index + 1)
+        starts = [start for start in self._term_starts if start.index in log]
+        self._term_starts = [compacted, *starts]
 
     def _term_at(self, index: int) -> int:
         return max(start.term for start in self._term_starts if start.index <= index)

@@ -95,6 +95,7 @@ class SimulatedDisk:
     def __init__(self) -> None:
         self.on_step: Callable[[str, Path], None] = _nothing
         self.short_write_bytes: int | None = None  # a write takes at most so much
+        self.short_read_bytes: int | None = None  # a read gives at most so much
         self._root = _Directory()
         self._fds: dict[int, tuple[Path, _Node]] = {}
         self._next_fd = _FIRST_FD
@@ -124,6 +125,18 @@ class SimulatedDisk:
     def read(self, path: Path) -> bytes:
         """Return the content of a file, as the process sees it."""
         return bytes(self._file(path).seen)
+
+    def pread(self, fd: int, count: int, offset: int) -> bytes:
+        """Return bytes of an open file, as the process sees it, also after its name is gone."""
+        _, file = self._fds[fd]
+        assert isinstance(file, _File)
+        return bytes(file.seen[offset : offset + min(count, self.short_read_bytes or count)])
+
+    def size(self, fd: int) -> int:
+        """Return the length of an open file, as the process sees it."""
+        _, file = self._fds[fd]
+        assert isinstance(file, _File)
+        return len(file.seen)
 
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         """Write into what the process sees."""

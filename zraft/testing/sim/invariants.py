@@ -88,6 +88,11 @@ class Invariants:
         """How far anybody knows the log to be committed."""
         return len(self._terms)
 
+    def committed_terms(self, index: int) -> list[int]:
+        """Return the terms of the committed entries up to `index`, all of which are known."""
+        assert index <= len(self._terms)
+        return self._terms[:index]
+
     # A process starts
 
     def on_start(self, node: SimNode) -> None:

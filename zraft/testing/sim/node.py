@@ -60,7 +60,7 @@ class SimNode:
         self.disk = make_disk(member_id, Configuration(world.ids))
         self.disk.on_step = self._on_disk_step
         self.disk.short_write_bytes = plan.short_write_bytes
-        self.shadow = Shadow()
+        self.shadow = Shadow(world.invariants.committed_terms)
         self.incarnation = 0
         self.server: Server | None = None
         self.raft: WatchedRaft
@@ -113,11 +113,8 @@ class SimNode:
         except StorageError as error:
             self._on_storage_error(error)
             return
-        if self.shadow.pending:
-            survived = self.shadow.settle(recovered)
-            world.marks.reach("batch_survived" if survived else "batch_lost")
-        else:
-            self.shadow.settle(recovered)
+        if storage.survived is not None:
+            world.marks.reach("batch_survived" if storage.survived else "batch_lost")
         self.storage = storage
         self.raft = WatchedRaft(
             self.member_id,

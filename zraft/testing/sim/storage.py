@@ -3,45 +3,91 @@
 The shadow is what the invariants ask. It is not the log's own opinion: it takes a batch in only
 when `sync` has returned, and after a crash the recovered log is compared with it. Recovery must
 give either all that was synced, or that and the whole batch that was under way; nothing else.
+
+The shadow never forgets: what the log has compacted stays in the shadow, and what a snapshot
+brought without its entries is filled in from the committed log. So every index keeps its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
-from zraft.core.model import Configuration, Entries, HardState, MemberId, Recovered
-from zraft.storage.base import Identity, StorageStats
-from zraft.storage.wal import Report, Wal
+from zraft.core.model import (
+    Configuration,
+    Entries,
+    EntryId,
+    HardState,
+    MemberId,
+    Recovered,
+    SnapshotMeta,
+)
+from zraft.storage.base import Identity, Report, StorageStats
+from zraft.storage.wal import Wal
 from zraft.testing.disk import SimulatedDisk
 from zraft.testing.sim.trace import Violation
 
 CLUSTER_ID = 0x5A52414654  # any number: all frames and files of one world carry it
 
 
+Change: TypeAlias = tuple[HardState | None, Entries | None] | SnapshotMeta | EntryId
+"""One part of a batch: a save, an installed snapshot, or where the log is cut."""
+
+
+def _nothing_committed(index: int) -> list[int]:
+    raise AssertionError(f"nobody knows what is committed up to {index}")
+
+
 class Shadow:
-    """What one member's disk holds for certain, and the batch that may or may not be there."""
+    """What one member's disk holds for certain, and the batch that may or may not be there.
 
-    __slots__ = ("hard_state", "payloads", "pending", "terms")
+    `committed_terms(index)` returns the terms of the committed entries up to `index`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("committed_terms", "compacted", "hard_state", "payloads", "pending", "terms")
+
+    def __init__(self, committed_terms: Callable[[int], list[int]] = _nothing_committed) -> None:
+        self.committed_terms = committed_terms
         self.hard_state = HardState()
-        self.terms: list[int] = []
+        self.compacted = EntryId(0, 0)
+        self.terms: list[int] = []  # from index 1 on, whatever the log still holds
         self.payloads: list[bytes] = []
-        self.pending: list[tuple[HardState | None, Entries | None]] = []
+        self.pending: list[Change] = []
 
     def commit(self) -> int | None:
         """Take in the batch that was synced; return the first index it replaced, None for none."""
-        replaced: int | None = None
-        for hard_state, entries in self.pending:
-            if hard_state is not None:
-                self.hard_state = hard_state
-            if entries is not None:
-                kept = entries.first_index - 1
-                if kept < len(self.terms):
-                    replaced = kept + 1 if replaced is None else min(replaced, kept + 1)
-                self.terms[kept:] = entries.terms
-                self.payloads[kept:] = entries.payloads
+        replaced: list[int] = []
+        for change in self.pending:
+            if isinstance(change, SnapshotMeta):
+                replaced += self._install(change)
+            elif isinstance(change, EntryId):
+                self.compacted = change
+            else:
+                replaced += self._save(*change)
         self.pending.clear()
+        return min(replaced, default=None)
+
+    def _save(self, hard_state: HardState | None, entries: Entries | None) -> list[int]:
+        if hard_state is not None:
+            self.hard_state = hard_state
+        if entries is None:
+            return []
+        kept = entries.first_index - 1
+        replaced = [kept + 1] if kept < len(self.terms) else []
+        self.terms[kept:] = entries.terms
+        self.payloads[kept:] = entries.payloads
+        return replaced
+
+    def _install(self, meta: SnapshotMeta) -> list[int]:
+        if meta.index <= self.compacted.index:
+            return []
+        self.compacted = meta.last_id
+        if meta.index <= len(self.terms) and self.terms[meta.index - 1] == meta.term:
+            return []
+        replaced = [meta.index + 1] if meta.index < len(self.terms) else []
+        self.terms = self.committed_terms(meta.index)
+        self.payloads = [b""] * meta.index  # in no log: never compared
         return replaced
 
     def settle(self, recovered: Recovered) -> bool:
@@ -57,17 +103,18 @@ class Shadow:
         self.commit()
         if had_pending and self._equals(recovered):
             return True
-        last = recovered.entries.last_index
+        first, last = recovered.entries.first_index, recovered.entries.last_index
         raise Violation(
-            f"recovery gave {recovered.hard_state} and entries up to {last}; synced were "
-            f"{self.hard_state} and entries up to {len(self.terms)}"
+            f"recovery gave {recovered.hard_state} and entries {first} to {last}; synced were "
+            f"{self.hard_state} and entries {self.compacted.index + 1} to {len(self.terms)}"
         )
 
     def _equals(self, recovered: Recovered) -> bool:
         return (
             recovered.hard_state == self.hard_state
-            and recovered.entries.terms == self.terms
-            and recovered.entries.payloads == self.payloads
+            and recovered.compacted == self.compacted
+            and recovered.entries.terms == self.terms[self.compacted.index :]
+            and recovered.entries.payloads == self.payloads[self.compacted.index :]
         )
 
 
@@ -84,6 +131,7 @@ class SimStorage:
     ) -> None:
         self.shadow = shadow
         self.replaced: int | None = None  # by the last sync: the first index that was overwritten
+        self.survived: bool | None = None  # the batch under way at the last death, if there was one
         self._wal = Wal(
             log_directory(member_id),
             Identity(CLUSTER_ID, member_id),
@@ -95,13 +143,30 @@ class SimStorage:
         self.prepare = self._wal.prepare
 
     def load(self) -> Recovered:
-        """Read the log; see `Storage.load`."""
-        return self._wal.load()
+        """Read the log, and compare it with the shadow; see `Storage.load`."""
+        recovered = self._wal.load()
+        had_pending = bool(self.shadow.pending)
+        survived = self.shadow.settle(recovered)
+        self.survived = survived if had_pending else None
+        return recovered
 
     def save(self, hard_state: HardState | None, entries: Entries | None) -> None:
         """Add to the batch; see `Storage.save`."""
         self._wal.save(hard_state, entries)
         self.shadow.pending.append((hard_state, entries))
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """Start after a snapshot; see `Storage.install`."""
+        self._wal.install(meta)
+        self.shadow.pending.append(meta)
+
+    def compact(self, first_index_to_keep: int) -> None:
+        """Forget entries; see `Storage.compact`."""
+        index = first_index_to_keep - 1
+        if index > self.shadow.compacted.index:
+            self.shadow.pending.append(EntryId(index, self.shadow.terms[index - 1]))
+        self._wal.compact(first_index_to_keep)
+        self.shadow.commit()
 
     def sync(self) -> None:
         """Make the batch durable; see `Storage.sync`."""
