@@ -99,7 +99,8 @@ EVENTS: dict[str, EventSpec] = {
         "info",
         "term pre_vote reason",
         "asks for votes for term {term} ({reason}, pre-vote: {pre_vote})",
-        "A pre-vote or a vote began: timeout, hint, campaign or a pre-vote that was won.",
+        "A pre-vote or a vote began: timeout, hint, campaign, transfer (the leader asked for it) or"
+        " a pre-vote that was won.",
     ),
     "election.won": _log(
         "info",
@@ -123,13 +124,44 @@ EVENTS: dict[str, EventSpec] = {
         "debug",
         "peer term pre_vote reason",
         "no to {peer} for term {term}: {reason} (pre-vote: {pre_vote})",
-        "This node said no: stale_term, already_voted, log_behind, leader_alive or is_leader.",
+        "This node said no: stale_term, already_voted, log_behind, leader_alive, is_leader or"
+        " lease_promised.",
     ),
     "check_quorum.lost": _log(
         "warning",
         "term heard",
         "heard only {heard} for an election timeout",
         "A leader heard no quorum for the longest election timeout and steps down (thesis §6.2).",
+    ),
+    "transfer.started": _log(
+        "info",
+        "target term",
+        "hands leadership over to {target}",
+        "A leader began to hand over; it takes no proposals until that has ended (thesis §3.10).",
+    ),
+    "transfer.sent": _log(
+        "info",
+        "target elapsed_ms",
+        "{target} holds the whole log after {elapsed_ms} ms and was told to stand for election",
+        "TimeoutNow was sent; this term has no lease any more.",
+    ),
+    "transfer.ended": _log(
+        "info",
+        "target outcome elapsed_ms",
+        "the hand-over to {target} ended after {elapsed_ms} ms: {outcome}",
+        "done, timeout (this node leads on), target_gone or leadership_lost.",
+    ),
+    "lease.dropped": _log(
+        "info",
+        "term late_ms",
+        "stood still for {late_ms} ms and gave up its lease",
+        "A leader's process did not run for a while; the next round gives it a lease again.",
+    ),
+    "read.retried": _log(
+        "debug",
+        "reason",
+        "asks again for a read index: {reason}",
+        "A follower's question to its leader was refused, or got no answer in time.",
     ),
     "timer.grace_granted": _log(
         "info",

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from zraft.core.messages import AppendEntriesResponse
+from zraft.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    ReadIndex,
+    ReadIndexResponse,
+)
 from zraft.core.model import Settings
 from zraft.testing.core_cluster import CoreCluster
 from zraft.testing.solo import Solo
@@ -178,8 +183,120 @@ def test_a_read_id_is_never_used_again() -> None:
     assert read(solo) > first
 
 
-def test_followers_do_not_answer_linearizable_reads() -> None:
-    """They ask the leader for a read index, or are asked for a stale read."""
+def questions(solo: Solo) -> list[ReadIndex]:
+    """Return every question for a read index that was sent."""
+    return [message for message in solo.said if isinstance(message, ReadIndex)]
+
+
+def follower() -> Solo:
+    """Return a follower of 2 in term 1."""
     solo = Solo()
-    solo.append(2, term=1)
-    assert solo.raft.read(now_ms=0) is None
+    solo.append(2, term=1, terms=[1], commit=1)
+    return solo
+
+
+def test_a_follower_asks_its_leader_and_answers_at_the_index_it_is_told() -> None:
+    """Thesis §6.4, last paragraph: the leader's work is one number, not the read."""
+    solo = follower()
+    read_id = read(solo)
+    assert questions(solo) == [ReadIndex(1, 2, 1, read_id)]
+    assert solo.reads == []
+    solo.step(ReadIndexResponse(2, 1, 1, read_id, 7))
+    assert solo.reads == [(read_id, 7)]
+
+
+def test_a_follower_without_leader_answers_no_read() -> None:
+    """There is nobody to ask."""
+    assert Solo().raft.read(now_ms=0) is None
+
+
+def test_reads_of_one_turn_share_a_question_and_later_ones_do_not() -> None:
+    """A read that arrived after the question left needs a later index."""
+    solo = follower()
+    first = solo.raft.read(now_ms=0)
+    assert solo.raft.read(now_ms=0) == first
+    solo.flush()
+    assert read(solo) != first
+    assert len(questions(solo)) == 2
+
+
+def test_a_lost_question_is_given_up_and_its_id_never_used_again() -> None:
+    """One id per attempt: a late answer must not meet a later read (pitfalls 35: etcd #20418)."""
+    solo = follower()
+    first = read(solo)
+    solo.append(2, term=1, prev=(1, 1))
+    solo.wait(solo.settings.election_min_ms)
+    assert solo.aborted_reads == [first]
+    second = read(solo)
+    assert second != first
+    solo.step(ReadIndexResponse(2, 1, 1, first, 1))
+    assert solo.reads == []
+    solo.step(ReadIndexResponse(2, 1, 1, second, 1))
+    assert solo.reads == [(second, 1)]
+
+
+def test_a_refused_question_is_asked_again_under_another_id() -> None:
+    """The leader stepped down, or never was one."""
+    solo = follower()
+    first = read(solo)
+    solo.step(ReadIndexResponse(2, 1, 1, first, 0))
+    assert (solo.reads, solo.aborted_reads) == ([], [first])
+
+
+def test_a_question_is_bound_to_leader_and_term() -> None:
+    """An answer of a leadership that ended says nothing (pitfalls 35: etcd-io/raft #397)."""
+    solo = follower()
+    read_id = read(solo)
+    solo.append(3, term=2, prev=(1, 1))
+    assert solo.aborted_reads == [read_id]
+    solo.step(ReadIndexResponse(2, 1, 1, read_id, 1))
+    solo.step(ReadIndexResponse(2, 1, 2, read_id, 1))
+    assert solo.reads == []
+
+
+def test_a_leader_answers_a_follower_once_a_quorum_confirmed_a_later_round() -> None:
+    """The same rule as for its own reads, and the same round serves both."""
+    solo = leader(5)
+    own = solo.raft.read(now_ms=0)
+    sent = solo.step(ReadIndex(4, 1, 1, 77))
+    assert not [m for m in sent if isinstance(m, ReadIndexResponse)]
+    assert {m.round for m in sent if isinstance(m, AppendEntries)} == {1}
+    solo.ack(2, 1)
+    assert ReadIndexResponse(1, 4, 1, 77, 1) in solo.ack(3, 1)
+    assert solo.reads == [(own, 1)]
+
+
+def test_a_new_leader_answers_no_follower_before_it_committed_an_entry_of_its_term() -> None:
+    """Thesis §6.4, pitfalls 34: its commit index may be behind what was acknowledged."""
+    solo = Solo(terms=[1, 1], term=1)
+    solo.become_leader()
+    solo.step(ReadIndex(3, 1, 2, 5))
+    assert not [m for m in solo.ack(2, 2) if isinstance(m, ReadIndexResponse)]
+    assert ReadIndexResponse(1, 3, 2, 5, 3) in solo.ack(2, 3)
+
+
+def test_who_does_not_lead_refuses_a_question() -> None:
+    """So the follower need not wait for its time-out."""
+    solo = follower()
+    assert ReadIndexResponse(1, 3, 1, 9, 0) in solo.step(ReadIndex(3, 1, 1, 9))
+    deposed = leader()
+    deposed.step(ReadIndex(3, 1, 1, 9))
+    deposed.raft.step_down(now_ms=0)
+    assert ReadIndexResponse(1, 3, 1, 9, 0) in deposed.flush()
+
+
+def test_a_follower_cut_off_with_an_old_leader_reads_nothing_stale() -> None:
+    """Both believe in a leadership that ended; no quorum confirms it."""
+    cluster = CoreCluster(5)
+    cluster.elect(1)
+    cluster.cut([1, 2])
+    cluster.read(2)
+    cluster.elect(3)
+    cluster.propose(3, "new")
+    cluster.run(100)
+    assert cluster.members[2].reads == []
+    cluster.heal()
+    cluster.run(500)
+    read_id = cluster.read(2)
+    cluster.run(100)
+    assert [state.read_id for state in cluster.members[2].reads] == [read_id]

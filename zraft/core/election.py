@@ -12,7 +12,7 @@ its own stickiness only, asks the others, and is refused by all who still hear t
 
 from __future__ import annotations
 
-from zraft.core import roles
+from zraft.core import leases, roles
 from zraft.core.messages import Message, RequestVote, RequestVoteResponse
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.notices import (
@@ -50,9 +50,13 @@ def start_pre_vote(st: RaftState, reason: str) -> None:
 
 
 def start_vote(st: RaftState, reason: str) -> None:
-    """Stand for election in the next term. The own vote counts after the sync, in `advance`."""
+    """Stand for election in the next term. The own vote counts after the sync, in `advance`.
+
+    `reason` "transfer": the leader asked for it, and the requests say so.
+    """
     if reason != "pre_vote_won":
         _report_lost(st, "timeout")
+    assert reason == "transfer" or not leases.is_promised(st), "votes in spite of its promise"
     roles.become_candidate(st, reason)
     st.notices.append(ElectionStarted(st.term, False, reason))
     ask_for_votes(st)
@@ -71,7 +75,14 @@ def ask_for_votes(st: RaftState) -> None:
         if not attempt.votes.get(peer, False):
             st.say(
                 RequestVote(
-                    st.me, peer, st.term, pre_vote, attempt.vote_term, last.index, last.term
+                    st.me,
+                    peer,
+                    st.term,
+                    pre_vote,
+                    attempt.vote_term,
+                    last.index,
+                    last.term,
+                    attempt.transfer,
                 )
             )
     attempt.resend_ms = st.now_ms + st.settings.heartbeat_ms
@@ -143,20 +154,28 @@ def _refusal(st: RaftState, m: RequestVote) -> str | None:
     return None
 
 
+def _is_repeated(st: RaftState, m: RequestVote) -> bool:
+    """Return whether this asks for the vote that this node has given already."""
+    return not m.pre_vote and m.vote_term == st.term and st.voted_for == m.src
+
+
 def on_request_vote(st: RaftState, m: RequestVote) -> None:
     """Vote, at most once a term, for a log that is up to date; always answer.
 
-    A node that hears a leader neither votes nor learns the higher term (thesis §4.2.3). A pre-vote
-    changes nothing here but may teach the term its sender is *in*. A request that is delivered
-    twice is granted twice: it is the same vote.
+    A node that hears a leader, or that promised one its lease, neither votes nor learns the higher
+    term (thesis §4.2.3), unless the leader asked for the election itself. A pre-vote changes
+    nothing here but may teach the term its sender is *in*. A request that is delivered twice is
+    granted twice: it is the same vote.
 
     Durability: every answer goes to `messages_after_persist`.
     Source: Raft §5.2, §5.4.1, Fig. 2 "RequestVote RPC"; thesis §9.6.
     """
-    sticky = (st.settings.check_quorum or m.pre_vote) and is_leader_alive(st)
+    sticky = (st.settings.check_quorum or m.pre_vote) and is_leader_alive(st) and not m.transfer
     refusal: str | None
     if sticky and m.vote_term > st.term:
         refusal = "is_leader" if st.role is Role.LEADER else "leader_alive"
+    elif leases.is_promised(st) and not m.transfer and not _is_repeated(st, m):
+        refusal = "lease_promised"
     else:
         if m.term > st.term:
             give_up(st, m.term, leader=NOBODY, reason="higher_term", peer=m.src)
@@ -213,6 +232,7 @@ def on_peer_down(st: RaftState, peer: MemberId, incarnation: int) -> None:
     rank = (others.index(st.me) + st.term) % len(others)
     delay_ms = rank * HINT_RANK_MS + st.draw_ms(0, HINT_RANK_MS - 1)
     st.hint = Hint(peer, st.term, incarnation, st.now_ms + delay_ms)
+    leases.end_promise(st)
     st.notices.append(HintTaken(peer, st.term, delay_ms))
 
 
@@ -257,6 +277,8 @@ def on_hint_deadline(st: RaftState) -> None:
     hint = st.hint
     assert hint is not None
     hint.deadline_ms = st.now_ms + st.draw_ms(HINT_REPEAT_MIN_MS, HINT_REPEAT_MAX_MS)
+    if leases.is_promised(st):
+        return  # the hint is no certainty here
     if st.role is Role.FOLLOWER:
         start_pre_vote(st, "hint")
     elif st.role is Role.PRE_CANDIDATE:

@@ -197,8 +197,8 @@ class SnapshotMeta(NamedTuple):
 class Settings(NamedTuple):
     """Raft's knobs, all times in milliseconds, sizes in bytes.
 
-    Rules, checked by `Raft`: `1 <= election_min_ms <= election_max_ms` and
-    `heartbeat_ms <= election_min_ms / 2`.
+    Rules, checked by `Raft`: `1 <= election_min_ms <= election_max_ms`,
+    `heartbeat_ms <= election_min_ms / 2`, and `lease` needs `check_quorum`.
     """
 
     election_min_ms: int = 150
@@ -207,6 +207,8 @@ class Settings(NamedTuple):
     pre_vote: bool = True
     check_quorum: bool = True
     disconnect_hint: bool = True
+    lease: bool = False
+    hint_ends_promise: bool = True  # off where a refused connection does not prove a death
     max_inflight_messages: int = 64
     max_inflight_bytes: int = 1 << 20
     max_batch_bytes: int = 256 << 10

@@ -51,7 +51,7 @@ class LeaderChanged(Notice):
 
 @dataclass(frozen=True, slots=True)
 class ElectionStarted(Notice):
-    """A pre-vote or a vote for `term` began. `reason`: timeout, hint, campaign, pre_vote_won."""
+    """A pre-vote or vote for `term`: timeout, hint, campaign, transfer or pre_vote_won."""
 
     event: ClassVar[str] = "election.started"
     term: int
@@ -172,6 +172,51 @@ class QuorumLost(Notice):
     event: ClassVar[str] = "check_quorum.lost"
     term: int
     heard: tuple[MemberId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TransferStarted(Notice):
+    """This leader hands over to `target`, and takes no proposals meanwhile (thesis §3.10)."""
+
+    event: ClassVar[str] = "transfer.started"
+    target: MemberId
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferSent(Notice):
+    """The target holds the whole log and was told to stand for election now."""
+
+    event: ClassVar[str] = "transfer.sent"
+    target: MemberId
+    elapsed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferEnded(Notice):
+    """A hand-over ended: done, timeout, target_gone or leadership_lost."""
+
+    event: ClassVar[str] = "transfer.ended"
+    target: MemberId
+    outcome: str
+    elapsed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDropped(Notice):
+    """A leader's process stood still; rounds that it sent before give no lease any more."""
+
+    event: ClassVar[str] = "lease.dropped"
+    term: int
+    late_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRetried(Notice):
+    """A question for a read index got no answer, or a refusal; the reads ask again."""
+
+    event: ClassVar[str] = "read.retried"
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

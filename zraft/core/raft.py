@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from zraft.core import election, invariants, membership, reads, replication, roles
+from zraft.core import (
+    election,
+    invariants,
+    leases,
+    membership,
+    reads,
+    replication,
+    roles,
+    transfer,
+)
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -42,15 +51,17 @@ from zraft.core.model import (
     Role,
     Settings,
 )
-from zraft.core.notices import GraceGranted
+from zraft.core.notices import GraceGranted, LeaseDropped
 from zraft.core.ready import Ready
-from zraft.core.state import FAR_MS, RaftState
+from zraft.core.state import RaftState
+from zraft.core.transfer import TransferRefusal
 
 
 def check_settings(settings: Settings) -> None:
     """Assert the rules between the timers (configs/default.toml)."""
     assert 1 <= settings.election_min_ms <= settings.election_max_ms
     assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
+    assert settings.check_quorum or not settings.lease, "a lease needs its voters' stickiness"
 
 
 class Raft:
@@ -93,6 +104,7 @@ class Raft:
         self._thorough = thorough
         self._seen = invariants.seen(self.state)
         roles.reset_election_timer(self.state)
+        leases.promise(self.state)  # it may have made one before it forgot
         self._check()
 
     # What is known
@@ -128,16 +140,35 @@ class Raft:
         leadership = self.state.leadership
         return leadership is not None and self.state.commit_index >= leadership.noop_index
 
+    @property
+    def takes_proposals(self) -> bool:
+        """Whether this node leads and is not about to hand over."""
+        leadership = self.state.leadership
+        return leadership is not None and leadership.transfer is None
+
+    @property
+    def transfer_to(self) -> MemberId:
+        """Whom this leader hands over to at the moment, NOBODY otherwise."""
+        leadership = self.state.leadership
+        if leadership is None or leadership.transfer is None:
+            return NOBODY
+        return leadership.transfer.target
+
+    def lease_left_ms(self, now_ms: int) -> int:
+        """Return how long this leader may still answer without asking, 0 without a lease."""
+        return max(0, leases.lease_until_ms(self.state) - now_ms)
+
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do, on the clock of `now_ms`."""
         st = self.state
         if st.leadership is not None:
+            deadline_ms = min(st.leadership.heartbeat_ms, transfer.deadline_ms(st.leadership))
             if st.settings.check_quorum and not st.decides_alone:
-                return min(st.leadership.heartbeat_ms, st.leadership.check_quorum_ms)
-            return st.leadership.heartbeat_ms
+                return min(deadline_ms, st.leadership.check_quorum_ms)
+            return deadline_ms
         if not st.is_voter:
-            return FAR_MS
-        deadline_ms = st.election_deadline_ms
+            return reads.ask_deadline_ms(st)
+        deadline_ms = min(st.election_deadline_ms, reads.ask_deadline_ms(st))
         if st.hint is not None:
             deadline_ms = min(deadline_ms, st.hint.deadline_ms)
         if st.attempt is not None:
@@ -184,35 +215,64 @@ class Raft:
                 election.on_request_vote(st, message)
             case RequestVoteResponse():
                 election.on_request_vote_response(st, message)
-            case InstallSnapshot() | InstallSnapshotResponse() | TimeoutNow():
-                pass
-            case ReadIndex() | ReadIndexResponse():
+            case TimeoutNow():
+                transfer.on_timeout_now(st, message)
+            case ReadIndex():
+                reads.on_read_index(st, message)
+            case ReadIndexResponse():
+                reads.on_read_index_response(st, message)
+            case InstallSnapshot() | InstallSnapshotResponse():
                 pass
             case _:
                 assert_never(message)
         self._check()
 
     def propose(self, commands: list[Command], *, now_ms: int) -> EntryId | None:
-        """Append commands to the log; return index and term of the first, None if not the leader.
+        """Append commands to the log; return index and term of the first one.
 
-        They are committed when an entry with that index *and* that term is. A batch of commands
-        costs one message a peer and one sync.
+        None if this node does not lead, or hands over: see `takes_proposals`. They are committed
+        when an entry with that index *and* that term is. A batch of commands costs one message a
+        peer and one sync.
         """
         st = self._enter(now_ms)
-        if st.role is not Role.LEADER or not commands:
+        if not self.takes_proposals or not commands:
             return None
         first_index = roles.append_own(st, commands)
         self._check()
         return EntryId(first_index, st.term)
 
     def read(self, *, now_ms: int) -> int | None:
-        """Ask for a linearizable read; return its id in `Ready.reads`, None if not the leader."""
+        """Ask for a linearizable read; return its id in `Ready.reads`, None without a leader.
+
+        A leader confirms that it leads, a follower asks its leader for the index.
+        """
         return reads.read(self._enter(now_ms))
 
-    def campaign(self, *, now_ms: int) -> bool:
-        """Stand for election now, without a pre-vote; False when this node leads or can't vote."""
+    def lease_read(self, *, now_ms: int) -> int | None:
+        """Return the index at which a read may be answered without asking, None without a lease.
+
+        `now_ms` must have been read *after* the request was taken in: judged by an older time, a
+        lease is valid that ended while the process stood still.
+        """
+        return leases.lease_index(self._enter(now_ms))
+
+    def transfer(self, target: MemberId = NOBODY, *, now_ms: int) -> TransferRefusal | None:
+        """Begin to hand leadership over; NOBODY: to the best voter. Return why not, None if begun.
+
+        How it ends is a notice; see `zraft.core.transfer`.
+        """
         st = self._enter(now_ms)
-        if st.role is Role.LEADER or not st.is_voter:
+        refusal = transfer.begin(st, target)
+        self._check()
+        return refusal
+
+    def campaign(self, *, now_ms: int) -> bool:
+        """Stand for election now, without a pre-vote: it skips that, and not stickiness.
+
+        False when this node leads, can't vote, or has promised a leader its lease.
+        """
+        st = self._enter(now_ms)
+        if st.role is Role.LEADER or not st.is_voter or leases.is_promised(st):
             return False
         election.start_vote(st, "campaign")
         self._check()
@@ -233,6 +293,7 @@ class Raft:
         if not st.settings.disconnect_hint:
             return
         replication.on_peer_down(st, peer)
+        transfer.on_peer_down(st, peer)
         election.on_peer_down(st, peer, incarnation)
         self._check()
 
@@ -250,10 +311,12 @@ class Raft:
                 leadership.heartbeat_due = True
                 leadership.heartbeat_ms = st.now_ms + st.settings.heartbeat_ms
             watched = st.settings.check_quorum and not st.decides_alone
+            transfer.on_timer(st, leadership)
             if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
                 replication.check_quorum(st)
         elif st.is_voter:
             self._on_election_timer(inbox_empty)
+        reads.on_timer(st)
         self._check()
 
     def _on_election_timer(self, inbox_empty: bool) -> None:
@@ -269,18 +332,21 @@ class Raft:
         late_ms = self.state.now_ms - deadline_ms
         return late_ms >= 0 and (inbox_empty or late_ms > self.state.settings.heartbeat_ms)
 
-    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
-        """Put a deadline off that came due while this process did not run, once.
+    def on_stall(self, late_ms: int, *, now_ms: int, grace: bool = True) -> None:
+        """Drop the lease, and, with `grace`, put a deadline off that came due meanwhile, once.
 
-        A paused process must read what came in meanwhile before it concludes that nobody spoke;
-        messages may still be on their way through the I/O thread. Never two graces in a row.
+        The process did not run for `late_ms`, and has served nothing since. It must read what came
+        in meanwhile before it concludes that nobody spoke; messages may still be on their way
+        through the I/O thread. Never two graces in a row.
         """
         st = self._enter(now_ms)
+        if leases.drop(st):
+            st.notices.append(LeaseDropped(st.term, late_ms))
         grace_ms = st.settings.heartbeat_ms
         until_ms = st.now_ms + grace_ms
         leadership = st.leadership
         deadline_ms = st.election_deadline_ms if leadership is None else leadership.check_quorum_ms
-        if st.grace_used or deadline_ms >= until_ms:
+        if not grace or st.grace_used or deadline_ms >= until_ms:
             return
         if leadership is None:
             st.election_deadline_ms = until_ms
@@ -298,7 +364,10 @@ class Raft:
         if st.leadership is not None:
             reads.open_round(st, st.leadership)
             replication.replicate(st)
+            transfer.maybe_hand_over(st, st.leadership)
             reads.maybe_confirm(st, st.leadership)
+        else:
+            reads.ask_leader(st)
         hard_state = HardState(st.term, st.voted_for)
         entries = st.log.take_unsaved()
         committed = self._next_committed()

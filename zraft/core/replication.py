@@ -7,7 +7,7 @@ checks the place where the logs meet, so that a lost append is found without ano
 
 from __future__ import annotations
 
-from zraft.core import election, roles
+from zraft.core import election, leases, roles, rounds
 from zraft.core.messages import AppendEntries, AppendEntriesResponse
 from zraft.core.model import NOBODY, Entries, MemberId, Role
 from zraft.core.notices import (
@@ -124,6 +124,7 @@ def on_append_entries(st: RaftState, m: AppendEntries) -> None:
         _follow(st, m)
     st.leader_contact_ms = st.now_ms
     roles.reset_election_timer(st)
+    leases.promise(st)
     election.cancel_hint(st, m.src, m.term)
 
     if st.log.term(m.prev_log_index) != m.prev_log_term:
@@ -251,7 +252,7 @@ def _back_up(
         target = max(target, progress.match_index + 1)
     if target >= progress.next_index:
         return
-    leadership.round += 1
+    rounds.next_round(st, leadership)
     progress.probe_round = leadership.round
     if progress.state is ProgressState.PROBE:
         progress.become_probe(target)

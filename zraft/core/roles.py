@@ -9,12 +9,14 @@ FOLLOWER ──deadline or hint──▶ PRE_CANDIDATE ──quorum──▶ CAN
 
 from __future__ import annotations
 
+from zraft.core.messages import ReadIndexResponse
 from zraft.core.model import NOBODY, Command, EntryType, HardState, MemberId, Role
 from zraft.core.notices import (
     EntriesAppended,
     LeaderChanged,
     RoleChanged,
     TermAdvanced,
+    TransferEnded,
 )
 from zraft.core.progress import Progress
 from zraft.core.state import Attempt, Leadership, RaftState
@@ -32,6 +34,7 @@ def _advance_term(st: RaftState, term: int, voted_for: MemberId, peer: MemberId)
     """Enter a higher term; the vote starts empty or is this node's own, in one step."""
     assert term > st.term, (term, st.term)
     st.notices.append(TermAdvanced(st.term, term, peer))
+    _stop_asking(st)
     st.term = term
     st.voted_for = voted_for
     st.leader_contact_ms = None
@@ -46,19 +49,44 @@ def _set_role(st: RaftState, role: Role, reason: str) -> None:
 
 def _set_leader(st: RaftState, leader: MemberId) -> None:
     if st.leader_id != leader:
+        _stop_asking(st)
         st.leader_id = leader
         st.notices.append(LeaderChanged(leader, st.term))
 
 
-def _end_leadership(st: RaftState, term: int) -> None:
-    """Give back what a leader holds: its proposals are undecided now, its reads unanswered."""
+def _stop_asking(st: RaftState) -> None:
+    """Leader or term changes: what this node asked the leader is void, an answer to it too."""
+    if st.open_ask_id is not None:
+        st.aborted_reads.append(st.open_ask_id)
+        st.open_ask_id = None
+    st.aborted_reads.extend(asked.read_id for asked in st.asked_reads)
+    st.asked_reads.clear()
+
+
+def _end_leadership(st: RaftState, new_term: int) -> None:
+    """Give back what a leader holds: its proposals are undecided now, its reads unanswered.
+
+    Followers that wait for a read index are told, so that they need not wait for their time-out.
+    """
     leadership = st.leadership
     if leadership is None:
         return
-    st.aborted_term = term
-    st.aborted_reads.extend(read.read_id for read in leadership.pending_reads)
+    st.aborted_term = st.term
+    asked = list(leadership.asked_reads)
+    for pending in leadership.pending_reads:
+        if pending.asker == NOBODY:
+            st.aborted_reads.append(pending.read_id)
+        else:
+            asked.append((pending.asker, pending.read_id))
     if leadership.open_read_id is not None:
         st.aborted_reads.append(leadership.open_read_id)
+    for asker, read_id in asked:
+        st.say(ReadIndexResponse(st.me, asker, st.term, read_id, 0))
+    if leadership.transfer is not None:
+        handed_over = leadership.transfer.resend_ms is not None and new_term > st.term
+        elapsed_ms = st.now_ms - leadership.transfer.started_ms
+        outcome = "done" if handed_over else "leadership_lost"
+        st.notices.append(TransferEnded(leadership.transfer.target, outcome, elapsed_ms))
     st.leadership = None
 
 
@@ -72,7 +100,7 @@ def become_follower(
     """
     assert term >= st.term, (term, st.term)
     was_leader = st.role is Role.LEADER
-    _end_leadership(st, st.term)
+    _end_leadership(st, term)
     if term > st.term:
         _advance_term(st, term, NOBODY, peer)
     st.attempt = None
@@ -114,6 +142,7 @@ def become_candidate(st: RaftState, reason: str) -> None:
         vote_term=st.term,
         started_ms=started_ms,
         resend_ms=st.now_ms + st.settings.heartbeat_ms,
+        transfer=reason == "transfer",
     )
     _set_role(st, Role.CANDIDATE, reason)
     _set_leader(st, NOBODY)

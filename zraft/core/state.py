@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from zraft.core.configurations import Configurations
 from zraft.core.log import RaftLog
-from zraft.core.messages import AppendEntries, Message, RequestVote
+from zraft.core.messages import (
+    AppendEntries,
+    Message,
+    ReadIndex,
+    ReadIndexResponse,
+    RequestVote,
+    TimeoutNow,
+)
 from zraft.core.model import (
     NOBODY,
     Configuration,
@@ -31,6 +38,9 @@ from zraft.core.ready import ReadState
 FAR_MS = 1 << 62
 """A deadline that never comes."""
 
+PROMISES_NOTHING = (AppendEntries, TimeoutNow, ReadIndex, ReadIndexResponse)
+"""Messages that may leave before the disk write."""
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -40,14 +50,36 @@ class Attempt:
     started_ms: int
     resend_ms: int  # when unanswered requests are sent again
     votes: dict[MemberId, bool] = field(default_factory=dict)
+    transfer: bool = False  # the leader asked for it (TimeoutNow)
 
 
 class PendingRead(NamedTuple):
-    """A read that waits for its round to be confirmed and for `index` to be committed."""
+    """A read that waits for its round to be confirmed and for `index` to be committed.
+
+    `asker`: the follower that asked, and `read_id` is its number; NOBODY: this node itself.
+    """
 
     read_id: int
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     round: int
+    asker: MemberId = NOBODY
+
+
+class AskedRead(NamedTuple):
+    """A read whose index this node, not leading, asked the leader for. One id per attempt."""
+
+    read_id: int
+    sent_ms: int
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A hand-over of leadership under way (thesis §3.10): no proposals meanwhile."""
+
+    target: MemberId
+    started_ms: int
+    deadline_ms: int
+    resend_ms: int | None = None  # when TimeoutNow leaves again; None: it has not left
 
 
 @dataclass(slots=True)
@@ -63,7 +95,12 @@ class Leadership:
     round: int = 0
     heartbeat_due: bool = True
     open_read_id: int | None = None  # a read whose round has not been sent yet
+    asked_reads: list[tuple[MemberId, int]] = field(default_factory=list)  # likewise, of followers
     pending_reads: list[PendingRead] = field(default_factory=list)
+    transfer: Transfer | None = None
+    sent_timeout_now: bool = False  # this term has no lease any more
+    lease_rounds: list[tuple[int, int]] = field(default_factory=list)  # round, when it began
+    lease_floor_round: int = 1  # earlier ones were sent before this process stood still
 
 
 @dataclass(slots=True)
@@ -100,10 +137,13 @@ class RaftState:
     election_deadline_ms: int = FAR_MS
     grace_used: bool = False
     hint: Hint | None = None
+    promise_until_ms: int = 0  # with leases: no vote to anybody until then
     commit_index: int = 0
     handed_index: int = 0  # given out to be applied
     applied_index: int = 0
     next_read_id: int = 1
+    open_ask_id: int | None = None  # a read that the leader was not asked for yet
+    asked_reads: list[AskedRead] = field(default_factory=list)  # oldest first
 
     # Volatile on candidates and on leaders.
     attempt: Attempt | None = None
@@ -152,10 +192,11 @@ class RaftState:
     def say(self, message: Message) -> None:
         """Put a message where it may leave: "durable, then spoken" decides, not the caller.
 
-        Appends, heartbeats and pre-vote requests promise nothing; all replies and real requests for
-        votes do, and wait for the sync (thesis §3.8).
+        Appends, heartbeats, pre-vote requests, TimeoutNow, and questions and answers about a read
+        index promise nothing; all other replies and real requests for votes do, and wait for the
+        sync (thesis §3.8).
         """
-        promises_nothing = isinstance(message, AppendEntries) or (
+        promises_nothing = isinstance(message, PROMISES_NOTHING) or (
             isinstance(message, RequestVote) and message.pre_vote
         )
         if promises_nothing:

@@ -221,9 +221,16 @@ def _make_message(
     round_ = int(pairs.get("round", 0))
     match kind:
         case "RequestVote":
-            return RequestVote(src, dst, term, pre_vote, vote_term, *_pair(pairs["last"]))
+            last = _pair(pairs["last"])
+            return RequestVote(src, dst, term, pre_vote, vote_term, *last, "transfer" in pairs)
         case "RequestVoteResponse":
             return RequestVoteResponse(src, dst, term, pre_vote, vote_term, "granted" in pairs)
+        case "TimeoutNow":
+            return TimeoutNow(src, dst, term)
+        case "ReadIndex":
+            return ReadIndex(src, dst, term, int(pairs["read"]))
+        case "ReadIndexResponse":
+            return ReadIndexResponse(src, dst, term, int(pairs["read"]), int(pairs["index"]))
         case "AppendEntriesResponse" if "accepted" in pairs:
             match_index = int(pairs["match"])
             return AppendEntriesResponse(src, dst, term, True, match_index, 0, 0, round_)

@@ -18,6 +18,7 @@ from enum import Enum
 
 from zraft.core.messages import Message
 from zraft.core.model import (
+    NOBODY,
     Command,
     Configuration,
     Entries,
@@ -31,6 +32,7 @@ from zraft.core.model import (
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
+from zraft.core.transfer import TransferRefusal
 from zraft.testing.safety import Safety
 from zraft.wire_entry import EntryCodec
 
@@ -200,7 +202,7 @@ class CoreCluster:
         return entry_id
 
     def read(self, member_id: MemberId) -> int | None:
-        """Ask for a linearizable read; return its id, None when not the leader.
+        """Ask for a linearizable read; return its id, None when no leader is known.
 
         Whatever any member knows to be committed by now, the read must see.
         """
@@ -208,6 +210,25 @@ class CoreCluster:
         if read_id is not None:
             self.members[member_id].read_floors[read_id] = len(self.safety.committed)
         return read_id
+
+    def lease_read(self, member_id: MemberId) -> int | None:
+        """Return the index of a read under a lease, None without one; it sees all committed."""
+        index = self.raft(member_id).lease_read(now_ms=self.now_ms)
+        if index is not None:
+            assert index >= len(self.safety.committed), f"a stale lease read: {index}"
+        return index
+
+    def transfer(self, member_id: MemberId, target: MemberId = NOBODY) -> TransferRefusal | None:
+        """Let a leader hand over; return why not, None when it has begun."""
+        refusal = self.raft(member_id).transfer(target, now_ms=self.now_ms)
+        self._check(member_id)
+        return refusal
+
+    def stall(self, member_id: MemberId, late_ms: int) -> None:
+        """Let time pass in which a member did not run; it learns so before anything else."""
+        self.now_ms += late_ms
+        self.raft(member_id).on_stall(late_ms, now_ms=self.now_ms)
+        self._check(member_id)
 
     def campaign(self, member_id: MemberId) -> bool:
         """Let a member stand for election at once, without a pre-vote."""

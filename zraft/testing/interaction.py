@@ -8,7 +8,8 @@ returns it with the output as it is now; a test compares, and a person reads the
     disk 1 term=7 vote=2 log=1x3,4x2                 a log from a figure; restarts the member
     at 150ms · advance 50ms · run 300ms              the clock; only `run` fires timers by itself
     timer 1 [busy] · timeout 1 · heartbeat 1         fire now; at the election deadline; when due
-    campaign 1 · step-down 1 · propose 1 x=1 y=2 · read 1 · peer-down 2 1
+    campaign 1 · step-down 1 · transfer 1 [to=2] · propose 1 x=1 y=2 · read 1 · lease-read 1
+    peer-down 2 1 · stall 1 400ms                    a wrong or right hint; 1 did not run
     ready 1 · flush 1                                handle one Ready, or all of them, and show them
     network                                          what is in flight, numbered
     deliver|drop|duplicate [2 3] [from=1] [kind=AppendEntries] [number=2] [drop=3] [newest-first]
@@ -27,7 +28,7 @@ from typing import Any
 
 from zraft.core import invariants
 from zraft.core.messages import Message
-from zraft.core.model import MemberId, Settings
+from zraft.core.model import NOBODY, MemberId, Settings
 from zraft.testing.compact import (
     ScriptError,
     log_text,
@@ -102,7 +103,10 @@ class Interaction:
             "heartbeat": self._heartbeat,
             "campaign": self._campaign,
             "step-down": self._step_down,
+            "transfer": self._transfer,
             "read": self._read,
+            "lease-read": self._lease_read,
+            "stall": self._stall,
             "peer-down": self._peer_down,
             "ready": self._ready,
             "flush": self._flush,
@@ -217,7 +221,20 @@ class Interaction:
 
     def _read(self, words: Words) -> list[str]:
         read_id = self.cluster.read(words.member())
-        return ["not the leader"] if read_id is None else [f"read {read_id}"]
+        return ["no leader"] if read_id is None else [f"read {read_id}"]
+
+    def _lease_read(self, words: Words) -> list[str]:
+        index = self.cluster.lease_read(words.member())
+        return ["no lease"] if index is None else [f"read at index {index}"]
+
+    def _transfer(self, words: Words) -> list[str]:
+        target = int(words.pairs.get("to", NOBODY))
+        refusal = self.cluster.transfer(words.member(), target)
+        return [] if refusal is None else [f"refused: {refusal.value}"]
+
+    def _stall(self, words: Words) -> list[str]:
+        self.cluster.stall(words.member(), parse_ms(words.plain[1]))
+        return []
 
     def _peer_down(self, words: Words) -> list[str]:
         if len(words.members) != 2:
