@@ -11,6 +11,7 @@
     │  ├─ CorruptLogError                   bytes on disk are not what was written: exit 65
     │  ├─ ForeignDataError                  the directory belongs to another member: exit 65
     │  └─ LockedError                       another process uses the directory: exit 75
+    ├─ DivergedError                        this replica's state is not the others': exit 70
     └─ RequestError                         a client's request was not answered with "ok"
        ├─ Unavailable        not applied, safe to retry
        ├─ OutcomeUnknown     may be applied; retry only with the same request id
@@ -164,6 +165,32 @@ class LockedError(StorageError):
 
     code = "storage.locked"
     exit_code = EXIT_LOCKED
+
+
+class DivergedError(ZraftError):
+    """This replica's state is another one than the others'; it stops, for it answers wrongly.
+
+    `index`: the first entry after which it differs; with `exact` False it may have differed before.
+    """
+
+    code = "diverged"
+    exit_code = EXIT_SOFTWARE
+
+    def __init__(self, index: int, compared: int, *, exact: bool) -> None:
+        since = f"from index {index} on" if exact else f"at index {index} or before"
+        super().__init__(
+            f"the state of this node differs from the others' {since}",
+            why=f"digests were compared at index {compared}: the state machine is not"
+            " deterministic, or memory or disk changed a byte",
+            try_=(
+                f"zraft node inspect NAME wal --index {max(1, index - 2)}..{index + 2}",
+                "if the command there looks at a clock, at chance or at the environment, mend it",
+                "otherwise start the node again: it builds its state anew from its log",
+            ),
+        )
+        self.index = index
+        self.compared = compared
+        self.exact = exact
 
 
 class RequestError(ZraftError):

@@ -190,6 +190,18 @@ EVENTS: dict[str, EventSpec] = {
         "{peer}: {old} → {new} at index {match_index} ({reason})",
         "A leader's view of a peer changed between probe, replicate and snapshot.",
     ),
+    "digest.differed": _log(
+        "error",
+        "peer index agree",
+        "at index {index} the state of {peer} is not that of {agree} others",
+        "A leader compared the digests of all replicas, and this one (or it itself) is wrong.",
+    ),
+    "digest.diverged": _log(
+        "error",
+        "peer index exact compared",
+        "the state of this node is not that of {peer} from index {index} on (exact: {exact})",
+        "This replica found the first entry after which its digest differs; it stops (exit 70).",
+    ),
     "apply.failed": _log(
         "warning",
         "index error",

@@ -24,6 +24,7 @@ from zraft.api import PROTOCOL_VERSION, Reply, Request
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    DigestPurpose,
     InstallSnapshot,
     InstallSnapshotResponse,
     Message,
@@ -31,6 +32,7 @@ from zraft.core.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import EntryType
@@ -58,6 +60,7 @@ KIND_READ_INDEX = 8
 KIND_READ_INDEX_RESPONSE = 9
 KIND_REJECTED = 10
 KIND_HEARD = 11
+KIND_STATE_DIGEST = 12
 KIND_CLIENT_REQUESTS = 32
 KIND_CLIENT_REPLIES = 33
 
@@ -73,9 +76,12 @@ KIND_NAMES = {
     KIND_READ_INDEX_RESPONSE: "ReadIndexResponse",
     KIND_REJECTED: "Rejected",
     KIND_HEARD: "Heard",
+    KIND_STATE_DIGEST: "StateDigest",
 }
 
 REJECTED_ROLLED_BACK = 1
+
+_DIGEST_PURPOSES = frozenset(DigestPurpose)
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _pack = _packer.pack
@@ -171,6 +177,9 @@ def encode_message(
             rest = message[3:]
         case ReadIndexResponse():
             kind = KIND_READ_INDEX_RESPONSE
+            rest = message[3:]
+        case StateDigest():
+            kind = KIND_STATE_DIGEST
             rest = message[3:]
         case _:
             assert_never(message)
@@ -310,8 +319,25 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
             if len(body) < 2:
                 raise DecodeError("ReadIndexResponse is too short")
             return ReadIndexResponse(src, dst, term, *naturals(body[:2], "ReadIndexResponse"))
+        case 12:  # KIND_STATE_DIGEST
+            return _decode_state_digest(src, dst, term, body)
         case _:
             raise UnknownKind(f"kind {header.kind} is unknown")
+
+
+def _decode_state_digest(src: int, dst: int, term: int, body: list[Any]) -> StateDigest:
+    if len(body) < 5:
+        raise DecodeError("StateDigest is too short")
+    purpose, index, digest, first = naturals(body[:4], "StateDigest")
+    if type(body[4]) is not list:
+        raise DecodeError("digests are not an array")
+    digests = naturals(body[4], "StateDigest")
+    if purpose not in _DIGEST_PURPOSES:
+        raise DecodeError("StateDigest has a purpose that this version does not know")
+    is_whole = digests[-1:] == [digest] and first + len(digests) == index + 1
+    if purpose == DigestPurpose.PAGE and not is_whole:
+        raise DecodeError("a page of digests does not end with the digest it is about")
+    return StateDigest(src, dst, term, DigestPurpose(purpose), index, digest, first, digests)
 
 
 def _decode_install_snapshot(src: int, dst: int, term: int, body: list[Any]) -> InstallSnapshot:

@@ -15,6 +15,7 @@ from zraft.api import PROTOCOL_VERSION, Reply, Request
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    DigestPurpose,
     InstallSnapshot,
     InstallSnapshotResponse,
     Message,
@@ -22,6 +23,7 @@ from zraft.core.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import Command, Configuration, Entries, EntryType, MemberInfo
@@ -99,6 +101,23 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(TimeoutNow, members, members, terms),
     st.builds(ReadIndex, members, members, terms, naturals),
     st.builds(ReadIndexResponse, members, members, terms, naturals, naturals),
+    st.builds(
+        lambda src, dst, term, first, digests: StateDigest(
+            src,
+            dst,
+            term,
+            DigestPurpose.PAGE,
+            first + len(digests) - 1,
+            digests[-1],
+            first,
+            digests,
+        ),
+        members,
+        members,
+        terms,
+        st.integers(1, 1 << 40),
+        st.lists(naturals, min_size=1, max_size=20),
+    ),
     st.builds(RequestVoteResponse, members, members, terms, st.booleans(), naturals, st.booleans()),
 )
 
@@ -142,6 +161,7 @@ EXAMPLES: list[Message] = [
     InstallSnapshotResponse(1, 2, 7, 9, 6, 14, False),
     ReadIndex(1, 2, 7, 3),
     ReadIndexResponse(1, 2, 7, 3, 9),
+    StateDigest(1, 2, 7, DigestPurpose.REPORT, 1024, 5, 0, []),
 ]
 
 

@@ -8,6 +8,8 @@ leader can never count its answers (etcd-io/raft d4471b2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 from zraft.core.model import Entries, EntryId, MemberId
@@ -149,6 +151,31 @@ class ReadIndexResponse(NamedTuple):
     index: int  # type: ignore[assignment]  # a field, not tuple.index
 
 
+class DigestPurpose(IntEnum):
+    """What a `StateDigest` is for. The numbers are on the wire."""
+
+    REPORT = 1  # a follower to its leader
+    ASK = 2  # a leader that is wrong to those who are right
+    PAGE = 3  # to somebody who is wrong
+
+
+class StateDigest(NamedTuple):
+    """The digest of a replica's state after the entry `index`.
+
+    Raft has no part in it: servers compare the states of their machines, and the core ignores it.
+    With PAGE, `digests` are those after `first_index` and every entry up to `index`.
+    """
+
+    src: MemberId
+    dst: MemberId
+    term: int
+    purpose: DigestPurpose
+    index: int  # type: ignore[assignment]  # a field, not tuple.index
+    digest: int
+    first_index: int = 0
+    digests: Sequence[int] = ()
+
+
 Message: TypeAlias = (
     RequestVote
     | RequestVoteResponse
@@ -159,5 +186,6 @@ Message: TypeAlias = (
     | TimeoutNow
     | ReadIndex
     | ReadIndexResponse
+    | StateDigest
 )
 """Every message that the core takes or makes."""

@@ -36,6 +36,7 @@ from zraft.core.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import (
@@ -223,6 +224,8 @@ class Raft:
                 reads.on_read_index_response(st, message)
             case InstallSnapshot() | InstallSnapshotResponse():
                 pass
+            case StateDigest():
+                pass  # servers compare states; Raft has no part in it
             case _:
                 assert_never(message)
         self._check()

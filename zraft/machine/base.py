@@ -60,5 +60,8 @@ class StateMachine(Protocol):
         ...
 
     def digest(self) -> int | None:
-        """Return a 64-bit hash of the state, equal on all nodes at one index; None: no hash."""
+        """Return a 64-bit hash of the state, equal on all nodes at one index; None: no hash.
+
+        Called after every entry, so it is kept up to date at the cost of what an entry changes.
+        """
         ...

@@ -6,9 +6,10 @@ where it is (`applied`), gives each entry to whom it is meant for, and turns wha
 
     snapshot   sections, in this order: "sessions" (a header with the running digest, the client
                sessions), then "machine" (the machine's own chunks)
-    digest     a running hash over (index, code, result) of every entry, mixed with the machine's
-               own hash of its state. Equal on all nodes at one index, and restored from a snapshot:
-               two nodes that ever answered differently differ for good.
+    digest     a running hash over (index, code, result, the machine's own hash of its state) after
+               every entry. Equal on all nodes at one index, and restored from a snapshot: two nodes
+               that ever answered differently, or had different states, differ for good. The last
+               few thousand are kept: `history` tells where two nodes parted.
 
 The running hash is a multiply-and-add over 64 bits whose terms are CRC-32s: a hash against
 mistakes, not against malice, equal for every Python and every PYTHONHASHSEED. A cryptographic hash
@@ -28,6 +29,7 @@ from zraft.core.model import EntryType
 from zraft.errors import DecodeError, VersionError
 from zraft.machine.apply import OnError, apply_safely, query_safely
 from zraft.machine.base import Ctx, StateMachine
+from zraft.machine.history import DigestHistory
 from zraft.wire_entry import decode_entry, naturals, pack, unpack
 
 FORMAT = 1  # of the section "sessions"
@@ -64,6 +66,8 @@ class Replica:
         self.machine = machine
         self.applied = Ctx(0, 0, 0)
         """Index, term and log time of the last applied entry."""
+        self.history = DigestHistory()
+        """The running digest after each of the last entries."""
         self._on_error = on_error
         self._running = 0
 
@@ -76,8 +80,9 @@ class Replica:
             ok, result = apply_safely(self.machine, ctx, body, self._on_error)
             if not ok:
                 code = _INVALID
-        mixed = index << 32 ^ crc32(result, code)
-        self._running = (self._running * _ODD + mixed + 1) & _MASK
+        mixed = (index << 32 ^ crc32(result, code)) + (self.machine.digest() or 0)
+        self._running = running = (self._running * _ODD + mixed + 1) & _MASK
+        self.history.append(running)
         self.applied = ctx
         return Outcome(entry_type, term, code, result)
 
@@ -110,6 +115,7 @@ class Replica:
         self.machine.restore(_chunks_of_machine(parts))
         self._running = running
         self.applied = applied
+        self.history.restart(applied.index + 1)
 
 
 def _sections(head: bytes, machine: Iterable[bytes]) -> Iterator[Section]:

@@ -44,3 +44,4 @@ class Limits(NamedTuple):
     max_request_bytes: int = (1 << 20) - 4096
     apply_slice_ms: int = 5
     sync_slow_ms: int = 50
+    digest_interval: int = 1024

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from zraft import crashpoints
 from zraft.api import Code, Consistency, Flag, Reply, Request
-from zraft.core.messages import Message
+from zraft.core.messages import Message, StateDigest
 from zraft.core.model import NOBODY, Command, Entries, EntryType, MemberId
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
@@ -29,6 +29,7 @@ from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
 from zraft.machine.base import Ctx, StateMachine
 from zraft.machine.replica import Replica
+from zraft.node.digests import DigestWatch, View
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
 from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket, refusal_of
 from zraft.storage.base import Storage
@@ -81,6 +82,8 @@ class Server:
         self._clock_ns = clock_ns
         self._limits = limits
         self._me = raft.state.me
+        history = self.replica.history
+        self.digests = DigestWatch(self._me, history, report, interval=limits.digest_interval)
 
         self._applying: Applying | None = None
         self._deadlines = Deadlines()
@@ -115,12 +118,16 @@ class Server:
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
         raft_ms, deadlines_ms = self.raft.next_deadline_ms(), self._deadlines.next_ms()
-        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms())
+        digests_ms = self.digests.next_deadline_ms()
+        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms(), digests_ms)
 
     # What comes in
 
     def on_message(self, message: Message, *, now_ms: int) -> None:
-        """Take a message of a peer that the transport has checked."""
+        """Take a message of a peer, checked; DivergedError if it proves this node's state wrong."""
+        if type(message) is StateDigest:
+            self.digests.on_message(message, term=self.raft.term)
+            return
         self.raft.step(message, now_ms=now_ms)
 
     def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
@@ -326,6 +333,7 @@ class Server:
 
         Raises:
             StorageError: the disk refused; the node must stop and has said nothing.
+            DivergedError: this node's state is not the others'.
         """
         slice_ends_ns = self._clock_ns() + self._limits.apply_slice_ms * 1_000_000
         self._route_parked(now_ms)
@@ -358,7 +366,18 @@ class Server:
             self._route_parked(now_ms)
         self._apply(slice_ends_ns)
         self._answer_reads()
+        self._compare_digests(now_ms)
         return self._applying is not None
+
+    def _compare_digests(self, now_ms: int) -> None:
+        """Compare states with the others; a leader whose state is wrong leads no longer."""
+        raft, digests = self.raft, self.digests
+        view = View(raft.term, raft.leader_id, raft.state.configuration)
+        messages = digests.flush(view, now_ms=now_ms)
+        if messages:
+            self.peers.send(messages)
+        if digests.is_wrong and raft.leader_id == self._me:
+            raft.step_down(now_ms=now_ms, reason="diverged")
 
     def _persist(self, ready: Ready) -> None:
         started_ns = self._clock_ns()

@@ -21,6 +21,7 @@ from zraft.core.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import Entries, EntryType, MemberId
@@ -101,6 +102,9 @@ def message_text(message: Message) -> str:
             text = f"read={message.read_id}"
         case ReadIndexResponse():
             text = f"read={message.read_id} index={message.index}"
+        case StateDigest():
+            text = f"{message.purpose.name.lower()} index={message.index}"
+            text += f" digest={message.digest:016x}"
         case _:
             assert_never(message)
     return f"{head} {text}"
