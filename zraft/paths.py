@@ -4,7 +4,7 @@
     STATE/<cluster>/supervisor/{lock,state.json,log.jsonl,err}
     STATE/<cluster>/n1/{member.json,boot.json,lock,node.json,exit.json,wal/,
                         log.jsonl,trace.jsonl,err}
-    RUN/zraft/<8 hex of the cluster directory's real path>/{s.ctl,n1.peer,n1.client,n1.ctl}
+    RUN/zraft/<8 hex of the cluster directory's real path>/{s.ctl,n1.peer,n1.client,n1.ctl,n1.bulk}
 
 STATE is `$ZRAFT_HOME`, else `$XDG_STATE_HOME/zraft`, else `~/.local/state/zraft`. RUN is
 `$XDG_RUNTIME_DIR`, else `/tmp/zraft-<uid>`; it must be ours and closed to others. A path of a Unix
@@ -22,7 +22,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -33,12 +33,14 @@ DEFAULT_CLUSTER = "default"
 MAX_SOCKET_PATH_BYTES = 107
 MAX_NODES = 9
 TCP_FIRST_PORT = 21000
-TCP_SLOTS = 500
-TCP_PORTS_PER_SLOT = 20  # below 32768: an ephemeral port can connect to itself
+TCP_SLOTS = 390
+TCP_PORTS_PER_SLOT = 30  # below 32768: an ephemeral port can connect to itself
+TCP_BULK_OFFSET = 2 * MAX_NODES  # in a slot, after the ports of peers and clients
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 
-EndpointKind = Literal["peer", "client", "ctl"]
+EndpointKind = Literal["peer", "client", "ctl", "bulk"]
+ENDPOINT_KINDS: tuple[EndpointKind, ...] = get_args(EndpointKind)
 
 
 class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,8 +97,11 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.transport == "ipc" or kind == "ctl":
             return f"ipc://{self.socket_dir}/{name}.{kind}"
         position = self.names.index(name)
-        port = self.base_port + 2 * position + (1 if kind == "client" else 0)
-        return f"tcp://127.0.0.1:{port}"
+        assert position < MAX_NODES, "there are ports for so many"
+        offset = 2 * position + (1 if kind == "client" else 0)
+        if kind == "bulk":
+            offset = TCP_BULK_OFFSET + position
+        return f"tcp://127.0.0.1:{self.base_port + offset}"
 
     def supervisor_endpoint(self) -> str:
         """Return the endpoint of the supervisor's control socket."""

@@ -28,6 +28,7 @@ from zraft.control_api import Up
 from zraft.errors import ConfigError, ControlError, SupervisorError
 from zraft.paths import (
     FORMAT,
+    TCP_BULK_OFFSET,
     TCP_FIRST_PORT,
     TCP_PORTS_PER_SLOT,
     TCP_SLOTS,
@@ -162,7 +163,8 @@ def free_base_port(directory: Path, nodes: int) -> int:
     first = int.from_bytes(digest[:4], "big")
     for step in range(TCP_SLOTS):
         base = TCP_FIRST_PORT + (first + step) % TCP_SLOTS * TCP_PORTS_PER_SLOT
-        if all(_can_bind(base + offset) for offset in range(2 * nodes)):
+        offsets = [*range(2 * nodes), *range(TCP_BULK_OFFSET, TCP_BULK_OFFSET + nodes)]
+        if all(_can_bind(base + offset) for offset in offsets):
             return base
     raise SupervisorError(
         "no free tcp ports",

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from zraft.client.record import supervisor_dir
 from zraft.errors import ConfigError, ControlError, StorageError
-from zraft.paths import ClusterFile, check_cluster_name, runtime_root
+from zraft.paths import ENDPOINT_KINDS, ClusterFile, check_cluster_name, runtime_root
 from zraft.procfs import VOLATILE, file_system
 from zraft.storage.files import PRIVATE_DIRECTORY
 
@@ -176,7 +176,7 @@ def make_socket_dir(path: Path, environ: Mapping[str, str]) -> None:
 def remove_sockets(cluster: ClusterFile) -> None:
     """Remove every socket of a cluster that has no process any more, and their directory."""
     directory = Path(cluster.socket_dir)
-    names = [f"{name}.{kind}" for name in cluster.names for kind in ("peer", "client", "ctl")]
+    names = [f"{name}.{kind}" for name in cluster.names for kind in ENDPOINT_KINDS]
     for name in [*names, "s.ctl"]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(directory / name)

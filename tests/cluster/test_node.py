@@ -45,7 +45,7 @@ def test_a_single_node_leads_and_keeps_its_data_over_a_restart() -> None:
         first = nodes.start("n1")
         assert first.ready["incarnation"] == 1
         assert first.ready["pid"] == first.pid
-        assert set(first.ready["endpoints"]) == {"peer", "client", "ctl"}
+        assert set(first.ready["endpoints"]) == {"peer", "client", "ctl", "bulk"}
         nodes.leader()
         assert nodes.put("n1", b"a", b"1").code == Code.OK
         assert nodes.get("n1", b"a") == b"1"

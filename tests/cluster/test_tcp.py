@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def ports(live: LiveCluster) -> list[int]:
     """Return the tcp ports of all nodes, from the cluster file."""
     file = live.cluster.file
-    kinds: tuple[EndpointKind, ...] = ("peer", "client")
+    kinds: tuple[EndpointKind, ...] = ("peer", "client", "bulk")
     return [int(file.endpoint(n, k).rpartition(":")[2]) for n in file.names for k in kinds]
 
 
@@ -39,7 +39,7 @@ def test_a_tcp_cluster_serves_fails_over_and_comes_back_to_its_ports() -> None:
     """Writes survive kill -9 of the leader and of all; the ports are below the ephemeral range."""
     with live_cluster(3, transport="tcp") as live:
         used = ports(live)
-        assert len(set(used)) == 6
+        assert len(set(used)) == 9
         assert all(21_000 <= port < 32_768 for port in used)
         assert all(listens_only_on_loopback(port) for port in used)
         with Client(live.cluster.name, environ=live.environ) as client:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import zmq
 
 from zraft.api import Reply, Request
-from zraft.core.messages import Message, RequestVote
+from zraft.core.messages import InstallSnapshot, Message, RequestVote
 from zraft.core.model import MemberId
 from zraft.node.clients import ForwardBatch, RequestBatch
 from zraft.node.loop import Loop, LoopParts
@@ -19,6 +19,8 @@ HEARTBEAT_MS = 50
 INBOX = cast("zmq.Socket[bytes]", 1000)
 CLIENT = cast("zmq.Socket[bytes]", 1001)
 SIGNALS_FD = 1002
+BULK = cast("zmq.Socket[bytes]", 1003)
+CHUNK = InstallSnapshot(2, 1, 1, 9, 1, 4, 1, 0, 1, b"data")
 MESSAGE = RequestVote(2, 1, 1, False, 1, 0, 0)
 REQUEST = Request(1, 0, 0, 0, 1000, 0, 0, b"")
 REPLY = Reply(1, 0, 1, 1, 1, 1, b"")
@@ -68,6 +70,9 @@ class World:
     inbox_empty: bool = True
     downs_found: list[PeerDown] = field(default_factory=list)
     pollables_version: int = 0
+    chunks: list[Message] = field(default_factory=list)
+    bulk_version: int = 0
+    bulk_deadline_ms: int | None = None
     batches: list[RequestBatch] = field(default_factory=list)
     forwarded: list[ForwardBatch] = field(default_factory=list)
     has_lost: bool = False
@@ -157,8 +162,8 @@ class Server:
 
     def on_message(self, message: Message, *, now_ms: int) -> None:
         """Note it."""
-        assert message is MESSAGE
-        self.world.note("message", now_ms)
+        assert message in (MESSAGE, CHUNK)
+        self.world.note("message" if message is MESSAGE else "chunk", now_ms)
 
     def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
         """Note it."""
@@ -243,6 +248,48 @@ class Peers:
     def downs(self) -> list[PeerDown]:
         """As the world says."""
         return self.world.downs_found
+
+
+class Bulk:
+    """Bulk sockets with the world's chunks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    @property
+    def inbox(self) -> zmq.Socket[bytes]:
+        """The receiving socket."""
+        return BULK
+
+    @property
+    def pollables_version(self) -> int:
+        """As the world says."""
+        return self.world.bulk_version
+
+    def pollables(self) -> list[tuple[zmq.Socket[bytes] | int, int]]:
+        """The inbox, and one more with each version."""
+        return [(BULK, zmq.POLLIN), (3000 + self.world.bulk_version, zmq.POLLIN)]
+
+    def next_deadline_ms(self) -> int | None:
+        """As the world says."""
+        return self.world.bulk_deadline_ms
+
+    def on_ready(self, pollable: object) -> bool:
+        """Note it, if it is ours."""
+        if isinstance(pollable, int) and pollable >= 3000:
+            self.world.note(f"bulk ready {pollable}")
+            return True
+        return False
+
+    def on_timer(self, now_ms: int) -> None:
+        """Note it."""
+        self.world.note("bulk timer", now_ms)
+
+    def receive(self, limit: int) -> Sequence[Message]:
+        """Take chunks out of the world."""
+        self.world.note("receive bulk")
+        taken, self.world.chunks = self.world.chunks[:limit], self.world.chunks[limit:]
+        return taken
 
 
 class Clients:
@@ -361,6 +408,7 @@ def make_loop(world: World) -> Loop:
         urgent=cast("zmq.Poller", UrgentPoller(world)),
         server=Server(world),
         peers=Peers(world),
+        bulk=Bulk(world),
         clients=Clients(world),
         control=Control(world),
         signals=Signals(world),

@@ -25,6 +25,7 @@ from zraft.cli.fault_words import (
 from zraft.cli.targets import NodeView
 from zraft.client.faults import FaultView
 from zraft.errors import ControlError
+from zraft.transport.fault_kinds import MESSAGE_KINDS
 
 NAMES = ["n1", "n2", "n3", "n4", "n5"]
 NODES = [
@@ -115,7 +116,9 @@ def test_messages_are_chosen_by_rpc_and_kind() -> None:
     assert parse_messages(None, None) == []
     assert parse_messages("append", "reply") == ["append-reply"]
     assert parse_messages("vote", None) == ["vote", "vote-reply"]
-    assert parse_messages(None, "request") == ["append", "vote"]
+    assert parse_messages("snapshot", "request") == ["snapshot"]
+    assert parse_messages(None, "request") == ["append", "vote", "snapshot"]
+    assert {*parse_messages(None, "request"), *parse_messages(None, "reply")} == {*MESSAGE_KINDS}
     with pytest.raises(ControlError, match="heartbeet"):
         parse_messages("heartbeet", None)
     assert parse_kind("delay") == "delay"

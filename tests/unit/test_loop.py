@@ -8,6 +8,8 @@ from typing import cast
 import pytest
 
 from tests.unit.loop_fakes import (
+    BULK,
+    CHUNK,
     CLIENT,
     INBOX,
     MESSAGE,
@@ -22,6 +24,7 @@ from tests.unit.loop_fakes import (
 from zraft.node import loop as loop_module
 from zraft.node.clients import ForwardBatch, RequestBatch
 from zraft.node.loop import (
+    BULK_BATCH,
     IDLE_WINDOW_MS,
     LINES_SLACK_MS,
     MAX_WAIT_MS,
@@ -59,6 +62,7 @@ def test_a_turn_has_one_order(world: World) -> None:
         "replies 2 1",
         "lost 2",
         "peers timer",
+        "bulk timer",
         "timer True",
         "flush",
         "flush replies",
@@ -236,10 +240,39 @@ def test_what_the_peers_wait_for_is_polled(world: World) -> None:
     """When the transport's sockets change, the poller forgets the old ones and knows the new."""
     loop = make_loop(world)
     loop.turn()
-    assert sorted(cast("list[int]", world.registered)) == [1000, SIGNALS_FD, 2000]
+    assert sorted(cast("list[int]", world.registered)) == [1000, SIGNALS_FD, 1003, 2000, 3000]
     world.pollables_version = 1
     loop.turn()
-    assert sorted(cast("list[int]", world.registered)) == [1000, SIGNALS_FD, 2001]
+    assert sorted(cast("list[int]", world.registered)) == [1000, SIGNALS_FD, 1003, 2001, 3000]
+    world.bulk_version = 1
+    loop.turn()
+    assert sorted(cast("list[int]", world.registered)) == [1000, SIGNALS_FD, 1003, 2001, 3001]
+
+
+def test_chunks_come_after_clients_and_a_few_at_a_time(world: World) -> None:
+    """A snapshot of thousands of chunks waits behind everybody, and never fills a turn."""
+    loop = make_loop(world)
+    world.ready = {BULK: 1, 3000: 1}
+    world.chunks = [CHUNK] * (BULK_BATCH + 1)
+    world.batches = [RequestBatch(b"c", [REQUEST])]
+    loop.turn()
+    calls = world.calls
+    assert calls.count("chunk") == BULK_BATCH
+    assert calls.index("requests 1") < calls.index("chunk") < calls.index("peers timer")
+    assert "bulk ready 3000" in calls
+    loop.turn()
+    assert calls.count("chunk") == BULK_BATCH + 1
+
+
+def test_without_chunks_the_bulk_socket_is_left_alone(world: World) -> None:
+    """No system call for it in turns that are about other things; a chunk held back is due."""
+    loop = make_loop(world)
+    loop.turn()
+    assert "receive bulk" not in world.calls
+    world.bulk_deadline_ms = world.clock.now_ms() + 7
+    loop.turn()
+    assert world.timeouts.pop() == 7
+    assert "receive bulk" in world.calls
 
 
 def test_garbage_is_collected_only_by_an_idle_loop_with_time_at_hand(world: World) -> None:

@@ -72,7 +72,7 @@ Links = Annotated[
     typer.Option("--link", metavar="FROM:TO", help="n1:n2 · leader:followers · '*:n3' · '*'."),
 ]
 Rate = Annotated[str, typer.Option("--rate", metavar="PART", help="Of the messages: 30% or 0.3.")]
-Rpc = Annotated[str | None, typer.Option("--rpc", help="Only append, or only vote.")]
+Rpc = Annotated[str | None, typer.Option("--rpc", help="Only append, only vote, or only snapshot.")]
 Kind = Annotated[str | None, typer.Option("--kind", help="Only request, or only reply.")]
 
 

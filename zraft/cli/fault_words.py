@@ -80,10 +80,14 @@ def parse_links(words: Sequence[str], nodes: Sequence[NodeView], rng: random.Ran
     return found
 
 
+RPCS = ("append", "vote", "snapshot")
+"""The three of the paper; the names of `zraft.transport.fault_kinds`."""
+
+
 def parse_messages(rpc: str | None, kind: str | None) -> list[str]:
     """Return the messages that `--rpc` and `--kind` choose; none chosen means all of them."""
     for flag, value, known in (
-        ("--rpc", rpc, ("append", "vote")),
+        ("--rpc", rpc, RPCS),
         ("--kind", kind, ("request", "reply")),
     ):
         if value is not None and value not in known:
@@ -95,7 +99,7 @@ def parse_messages(rpc: str | None, kind: str | None) -> list[str]:
     if rpc is None and kind is None:
         return []
     suffixes = {"request": [""], "reply": ["-reply"], None: ["", "-reply"]}[kind]
-    return [name + end for name in ([rpc] if rpc else ["append", "vote"]) for end in suffixes]
+    return [name + end for name in ([rpc] if rpc else RPCS) for end in suffixes]
 
 
 def parse_kind(text: str | None) -> FaultKind | None:

@@ -8,9 +8,10 @@ A turn, in this order:
      4  peers         the inbox, in bounded batches; peers whose process is gone
      5  clients       a bounded batch; *then the clock is read again*, because a lease judged by an
                       older time serves stale reads; answers and losses of forwarded requests
-     6  timers        heartbeats whenever due; the rest once the inbox is empty (the core decides)
-     7  flush         persist, send, apply a few milliseconds' worth, collect replies; send replies
-     8  housekeeping  zero-fill the next segment, collect garbage, write the diagnostics
+     6  bulk          a few chunks of a snapshot: they may wait, nobody else waits for them
+     7  timers        heartbeats whenever due; the rest once the inbox is empty (the core decides)
+     8  flush         persist, send, apply a few milliseconds' worth, collect replies; send replies
+     9  housekeeping  zero-fill the next segment, collect garbage, write the diagnostics
 
 Timers run after the inbox, because a process that was paused finds its deadlines passed *and* the
 heartbeats that prove them wrong waiting to be read. The I/O thread was paused, too, so the inbox
@@ -47,6 +48,7 @@ GATHER_MS = 1
 LINES_SLACK_MS = 100  # diagnostics wait so long for a turn that comes anyway
 PEER_BATCH = 64
 PEER_BATCHES = 8  # a turn; then timers, clients and the disk have their turn, too
+BULK_BATCH = 4  # chunks a turn, of up to 256 KiB, each to be written
 MAX_WAIT_MS = 1000
 MIN_STALL_MS = 20
 STALL_REPORT_MS = 1000
@@ -78,20 +80,25 @@ class LoopServer(Protocol):
     def finish_stop(self, *, now_ms: int) -> None: ...
 
 
-class LoopPeers(Protocol):
-    """What the loop calls of `PeerSockets`."""
+class LoopLanes(Protocol):
+    """What the loop calls of `PeerSockets` and of `BulkSockets`."""
 
     @property
     def inbox(self) -> zmq.Socket[bytes]: ...
     @property
     def pollables_version(self) -> int: ...
-    @property
-    def inbox_empty(self) -> bool: ...
     def pollables(self) -> list[tuple[zmq.Socket[bytes] | int, int]]: ...
     def next_deadline_ms(self) -> int | None: ...
     def on_ready(self, pollable: object) -> bool: ...
     def on_timer(self, now_ms: int) -> None: ...
     def receive(self, limit: int) -> Sequence[Message]: ...
+
+
+class LoopPeers(LoopLanes, Protocol):
+    """What the loop calls of `PeerSockets` alone."""
+
+    @property
+    def inbox_empty(self) -> bool: ...
     def downs(self) -> list[PeerDown]: ...
 
 
@@ -156,6 +163,7 @@ class LoopParts:
     urgent: zmq.Poller  # clients and operators: what ends the gathering of answers
     server: LoopServer
     peers: LoopPeers
+    bulk: LoopLanes
     clients: LoopClients
     control: LoopControl
     signals: LoopSignals
@@ -192,7 +200,7 @@ class Loop:
         self._to_prepare = True
         self._stall_report_ms = 0
         self._reopen_asked = False
-        self._peers_version: int | None = None
+        self._lanes_version: tuple[int, int] | None = None
         self._watched: list[zmq.Socket[bytes] | int] = []
         for poller in (parts.poller, parts.urgent):
             poller.register(parts.signals.fd, zmq.POLLIN)
@@ -219,6 +227,7 @@ class Loop:
         reason = self._operators(ready)
         inbox_empty = self._peers(ready)
         self._clients(ready)
+        self._bulk(ready)
         self._work(inbox_empty=inbox_empty)
         return reason
 
@@ -244,7 +253,7 @@ class Loop:
 
     def _wait(self) -> Ready:
         parts = self._parts
-        self._watch_peers()
+        self._watch_lanes()
         start_ns = clock.now_ns()
         turn_ms = (start_ns - self._woke_ns) // 1_000_000
         timeout_ms = 0 if self._more or parts.clients.has_lost else self._timeout_ms(start_ns)
@@ -269,16 +278,17 @@ class Loop:
             and parts.server.waiting == 0
         )
 
-    def _watch_peers(self) -> None:
+    def _watch_lanes(self) -> None:
         """Poll what the peer transport waits for at the moment; it tells when that changed."""
-        peers = self._parts.peers
-        if peers.pollables_version == self._peers_version:
+        peers, bulk = self._parts.peers, self._parts.bulk
+        version = (peers.pollables_version, bulk.pollables_version)
+        if version == self._lanes_version:
             return
-        self._peers_version = peers.pollables_version
+        self._lanes_version = version
         for pollable in self._watched:
             self._parts.poller.unregister(pollable)
         self._watched = []
-        for pollable, events in peers.pollables():
+        for pollable, events in (*peers.pollables(), *bulk.pollables()):
             self._parts.poller.register(pollable, events)
             self._watched.append(pollable)
 
@@ -297,6 +307,9 @@ class Loop:
         peers_ms, lines_ms = parts.peers.next_deadline_ms(), parts.telemetry.next_deadline_ms()
         if peers_ms is not None and peers_ms < deadline_ms:
             deadline_ms = peers_ms
+        bulk_ms = parts.bulk.next_deadline_ms()
+        if bulk_ms is not None and bulk_ms < deadline_ms:
+            deadline_ms = bulk_ms
         if lines_ms is not None and lines_ms + LINES_SLACK_MS < deadline_ms:
             deadline_ms = lines_ms + LINES_SLACK_MS
         return deadline_ms
@@ -329,7 +342,7 @@ class Loop:
             select.poll().poll(block_ms)
         return None
 
-    # 4, 5: what came in
+    # 4, 5, 6: what came in
 
     def _peers(self, ready: Ready) -> bool:
         """Take in what peers sent; return whether the inbox is empty now."""
@@ -365,12 +378,25 @@ class Loop:
                 if lost:
                     parts.server.on_forward_lost(leader, now_ms=now_ms)
 
-    # 6, 7, 8: what is to be done about it
+    def _bulk(self, ready: Ready) -> None:
+        """Take in a few chunks; what is left makes the next poll return at once."""
+        parts = self._parts
+        bulk_ms = parts.bulk.next_deadline_ms()
+        for pollable in ready:
+            parts.bulk.on_ready(pollable)
+        if parts.bulk.inbox in ready or bulk_ms is not None:
+            now_ms = clock.now_ms()
+            for chunk in parts.bulk.receive(BULK_BATCH):
+                parts.server.on_message(chunk, now_ms=now_ms)
+                self._inputs += 1
+
+    # 7, 8, 9: what is to be done about it
 
     def _work(self, *, inbox_empty: bool) -> None:
         parts = self._parts
         now_ms = clock.now_ms()
         parts.peers.on_timer(now_ms)
+        parts.bulk.on_timer(now_ms)
         parts.server.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
         self._more = parts.server.flush(now_ms=now_ms)
         parts.clients.flush_replies()

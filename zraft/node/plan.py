@@ -16,7 +16,7 @@ from zraft.config import Config
 from zraft.core.model import MemberId, Settings
 from zraft.errors import ConfigError, NotRunning
 from zraft.node.ports import Limits
-from zraft.paths import ClusterFile, read_cluster_file
+from zraft.paths import ENDPOINT_KINDS, ClusterFile, read_cluster_file
 from zraft.storage.base import Identity
 
 
@@ -45,11 +45,7 @@ class Plan:
 
     def endpoints(self) -> dict[str, str]:
         """Return this node's own endpoints by kind."""
-        return {
-            "peer": self.cluster.endpoint(self.name, "peer"),
-            "client": self.cluster.endpoint(self.name, "client"),
-            "ctl": self.cluster.endpoint(self.name, "ctl"),
-        }
+        return {kind: self.cluster.endpoint(self.name, kind) for kind in ENDPOINT_KINDS}
 
 
 def read_plan(directory: Path) -> Plan:

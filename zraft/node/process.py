@@ -50,6 +50,7 @@ from zraft.storage.directory import Member, lock, next_incarnation, open_member
 from zraft.storage.files import OsFiles
 from zraft.storage.wal import Wal
 from zraft.telemetry import Telemetry
+from zraft.transport.bulk import BulkSockets
 from zraft.transport.links import Links
 from zraft.transport.peers import PeerSockets
 from zraft.wire_entry import EntryCodec
@@ -201,16 +202,8 @@ class NodeProcess:
         self._stack.callback(self._unlink_sockets)
         poller, rejects = zmq.Poller(), Rejects(telemetry.emit)
         links = Links(random.Random())
-        clients = ClientSockets(
-            context,
-            poller,
-            cluster=plan.cluster.cluster_bytes,
-            endpoint_of=self._client_endpoint,
-            rejects=rejects,
-            links=links,
-        )
-        self._stack.callback(clients.close, LINGER_MS)
-        peers = self._make_peers(context, links)
+        clients = self._make_clients(context, poller, links, rejects)
+        peers, bulk = self._make_peers(context, links), self._make_bulk(context, links)
         machine = KV()
         server = self._make_server(raft, storage, peers, clients, machine)
         faults = LinkFaults(
@@ -237,6 +230,7 @@ class NodeProcess:
                 urgent=urgent,
                 server=server,
                 peers=peers,
+                bulk=bulk,
                 clients=clients,
                 control=control,
                 signals=signals,
@@ -257,7 +251,7 @@ class NodeProcess:
             faults=links.faults,
             rule_of=faults.rule_of,
             storage_stats=storage.stats,
-            counters=(clients, rejects, loop),
+            counters=(clients, rejects, loop, bulk),
             dropped_lines=lambda: telemetry.dropped_lines,
             name_of=plan.name_of,
             started_ms=clock.now_ms(),
@@ -284,6 +278,24 @@ class NodeProcess:
         telemetry.context = lambda: self._moment(server)
         return server
 
+    def _make_clients(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        poller: zmq.Poller,
+        links: Links,
+        rejects: Rejects,
+    ) -> ClientSockets:
+        clients = ClientSockets(
+            context,
+            poller,
+            cluster=self.plan.cluster.cluster_bytes,
+            endpoint_of=self._client_endpoint,
+            rejects=rejects,
+            links=links,
+        )
+        self._stack.callback(clients.close, LINGER_MS)
+        return clients
+
     def _make_peers(self, context: zmq.Context[zmq.Socket[bytes]], links: Links) -> PeerSockets:
         cluster = self.plan.cluster
         peers = PeerSockets(
@@ -304,6 +316,28 @@ class NodeProcess:
         if self.telemetry.tracing:
             peers.trace = PeerTrace(self.telemetry, self.plan.name_of)
         return peers
+
+    def _make_bulk(self, context: zmq.Context[zmq.Socket[bytes]], links: Links) -> BulkSockets:
+        bulk = BulkSockets(
+            context,
+            me=self.plan.me,
+            cluster=self.plan.cluster.cluster_bytes,
+            incarnation=self.incarnation,
+            bind=self._endpoints["bulk"],
+            peers=self.plan.names,
+            endpoint_of=self._bulk_endpoint,
+            links=links,
+            report=self.telemetry.emit,
+            now_ms=clock.now_ms,
+        )
+        self._stack.callback(bulk.close)
+        if self.telemetry.tracing:
+            bulk.trace = PeerTrace(self.telemetry, self.plan.name_of)
+        return bulk
+
+    def _bulk_endpoint(self, member: MemberId) -> str | None:
+        name = self.plan.names.get(member)
+        return None if name is None else self.plan.cluster.endpoint(name, "bulk")
 
     def _client_endpoint(self, member: MemberId) -> str | None:
         if member not in self.plan.names or member == self.plan.me:

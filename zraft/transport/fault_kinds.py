@@ -21,6 +21,8 @@ from zraft.wire import (
     KIND_APPEND_ENTRIES,
     KIND_APPEND_ENTRIES_RESPONSE,
     KIND_HEARD,
+    KIND_INSTALL_SNAPSHOT,
+    KIND_INSTALL_SNAPSHOT_RESPONSE,
     KIND_REQUEST_VOTE,
     KIND_REQUEST_VOTE_RESPONSE,
     decode_header,
@@ -32,9 +34,11 @@ MESSAGE_KINDS: Final = {
     "append-reply": KIND_APPEND_ENTRIES_RESPONSE,
     "vote": KIND_REQUEST_VOTE,
     "vote-reply": KIND_REQUEST_VOTE_RESPONSE,
+    "snapshot": KIND_INSTALL_SNAPSHOT,
+    "snapshot-reply": KIND_INSTALL_SNAPSHOT_RESPONSE,
 }
 """Names of the message kinds that a rule may be limited to. Heartbeats are appends, pre-votes are
-votes."""
+votes, and a snapshot is sent as many chunks, each a message."""
 
 REORDER_MS: Final = 20  # how long a frame is held at most so that later ones overtake it
 _MAX_FLIPS: Final = 8

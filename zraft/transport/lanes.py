@@ -21,7 +21,7 @@ restarted peer for good or abort the process.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
@@ -41,6 +41,19 @@ _EVENTS: Final = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _MONITOR_HEAD: Final = struct.Struct("=HI")  # of a monitor's first frame: event, value
 
 
+class LaneOptions(NamedTuple):
+    """What differs between lanes: `name` tells monitors apart, the rest are options of ZeroMQ."""
+
+    name: str
+    high_water: int  # frames that a socket holds
+    reconnect_ms: int
+    reconnect_max_ms: int  # 0: no back-off
+
+
+PEER_LANE: Final = LaneOptions("lane", high_water=1000, reconnect_ms=25, reconnect_max_ms=0)
+BULK_LANE: Final = LaneOptions("bulk", high_water=16, reconnect_ms=100, reconnect_max_ms=1000)
+
+
 class OutgoingLane:
     """The lane to one peer. `connected`: the handshake is done and the connection has not ended.
 
@@ -57,17 +70,20 @@ class OutgoingLane:
         endpoint: str,
         incarnation: int,
         now_ms: int,
+        options: LaneOptions = PEER_LANE,
+        epoch: int = 1,
     ) -> None:
-        """Start connecting."""
+        """Start connecting. `epoch`: of the first socket, above that of any lane before this."""
         self.peer = peer
         self.endpoint = endpoint
-        self.epoch = 0
+        self.epoch = epoch - 1
         self.seq = incarnation << 32
         self.connected = False
         self.backoff_ms = MIN_BACKOFF_MS
         self.peer_incarnation = 0  # the highest that this lane was told of
         self._context = context
-        self._monitor_name = f"inproc://lane.{me:x}.{peer:x}.{incarnation}"
+        self._options = options
+        self._monitor_name = f"inproc://{options.name}.{me:x}.{peer:x}.{incarnation}"
         self._sent_seq = 0  # the last frame that a socket took and that has to be heard
         self._unheard_seq = 0  # the frame we wait to be heard; 0 for none
         self._unheard_since_ms = 0
@@ -93,10 +109,10 @@ class OutgoingLane:
         dealer = self._context.socket(zmq.DEALER)
         dealer.set(zmq.LINGER, 0)
         dealer.set(zmq.IMMEDIATE, 1)
-        dealer.set(zmq.SNDHWM, 1000)
+        dealer.set(zmq.SNDHWM, self._options.high_water)
         dealer.set(zmq.RCVHWM, 16)
-        dealer.set(zmq.RECONNECT_IVL, 25)
-        dealer.set(zmq.RECONNECT_IVL_MAX, 0)
+        dealer.set(zmq.RECONNECT_IVL, self._options.reconnect_ms)
+        dealer.set(zmq.RECONNECT_IVL_MAX, self._options.reconnect_max_ms)
         dealer.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         dealer.set(zmq.MAXMSGSIZE, MAX_INBOUND_FRAME_BYTES)
         if self.endpoint.startswith("tcp://"):
