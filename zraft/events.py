@@ -190,6 +190,25 @@ EVENTS: dict[str, EventSpec] = {
         "{peer}: {old} → {new} at index {match_index} ({reason})",
         "A leader's view of a peer changed between probe, replicate and snapshot.",
     ),
+    "log.compacted": _log(
+        "info",
+        "first_index snapshot_index",
+        "the log starts at {first_index} now: a snapshot covers it up to {snapshot_index}",
+        "Entries that a durable snapshot covers were cut away, but for a window for laggards.",
+    ),
+    # ------------------------------------------------------------------------------- snapshots
+    "snapshot.installed": _log(
+        "info",
+        "index snapshot_term dropped",
+        "a snapshot up to {index} takes the place of {dropped} entries",
+        "A leader's snapshot was received, and the log starts after it; the machine follows.",
+    ),
+    "snapshot.ignored": _log(
+        "debug",
+        "index peer reason",
+        "no need of {peer}'s snapshot up to {index}: {reason}",
+        "What a peer's snapshot covers is here already (committed, in_log): nothing is replaced.",
+    ),
     "digest.differed": _log(
         "error",
         "peer index agree",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zraft.core.log import MAX_SLICE_ENTRIES, RaftLog
-from zraft.core.model import Entries
+from zraft.core.model import Entries, EntryId
 
 small = st.integers(min_value=0, max_value=12)
 sorted_terms = st.lists(st.integers(min_value=1, max_value=5), max_size=12).map(sorted)
@@ -30,6 +30,7 @@ class LogMachine(RuleBasedStateMachine):
         super().__init__()
         self.log = RaftLog(Entries(1, [], []))
         self.rows: list[tuple[int, bytes]] = []
+        self.cut = 0  # rows that are compacted away: only the last one's term is known
         self.saved = 0
         self.persisted = 0
 
@@ -45,11 +46,27 @@ class LogMachine(RuleBasedStateMachine):
         self.log.append(run.terms, run.payloads)
         self.rows += zip(run.terms, run.payloads, strict=True)
 
-    @precondition(lambda self: self.rows)
+    @precondition(lambda self: self.persisted > self.cut)
+    @rule(data=st.data())
+    def compact(self, data: st.DataObject) -> None:
+        """A snapshot covers everything up to an index, which is cut away."""
+        self.cut = data.draw(st.integers(self.cut, self.persisted))
+        self.log.compact(self.cut)
+
+    @rule(steps=st.integers(1, 4), rise=st.integers(0, 2))
+    def restart(self, steps: int, rise: int) -> None:
+        """A snapshot that ends beyond the log takes its place."""
+        index = len(self.rows) + steps
+        term = max(1, self.rows[-1][0] if self.rows else 1) + rise
+        self.rows += [(term, b"")] * steps
+        self.log.restart_after(EntryId(index, term))
+        self.cut = self.saved = self.persisted = index
+
+    @precondition(lambda self: len(self.rows) > self.cut)
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         """Remove the entry at an index and all after it."""
-        index = data.draw(st.integers(1, len(self.rows)))
+        index = data.draw(st.integers(self.cut + 1, len(self.rows)))
         self.log.truncate_from(index)
         del self.rows[index - 1 :]
         self.saved = min(self.saved, index - 1)
@@ -77,25 +94,60 @@ class LogMachine(RuleBasedStateMachine):
     @invariant()
     def is_the_list(self) -> None:
         """Every entry, and what stands before the first and after the last."""
-        last = len(self.rows)
-        assert self.log.last_index == last
+        last, first = len(self.rows), self.cut + 1
+        assert (self.log.first_index, self.log.last_index) == (first, last)
         assert self.log.last_id == (last, self.rows[-1][0] if self.rows else 0)
-        assert [self.log.term(i) for i in range(1, last + 1)] == [t for t, _ in self.rows]
-        assert [self.log.payload(i) for i in range(1, last + 1)] == [p for _, p in self.rows]
-        assert (self.log.term(0), self.log.term(last + 1), self.log.term(-1)) == (0, None, None)
-        assert self.log.last_payload == (self.rows[-1][1] if self.rows else None)
+        kept = self.rows[self.cut :]
+        assert [self.log.term(i) for i in range(first, last + 1)] == [t for t, _ in kept]
+        assert [self.log.payload(i) for i in range(first, last + 1)] == [p for _, p in kept]
+        assert self.log.term(self.cut) == (self.rows[self.cut - 1][0] if self.cut else 0)
+        assert [self.log.term(i) for i in range(-1, self.cut)] == [None] * (self.cut + 1)
+        assert self.log.term(last + 1) is None
+        assert self.log.last_payload == (kept[-1][1] if kept else None)
         assert (self.log.saved_index, self.log.persisted_index) == (self.saved, self.persisted)
         assert self.log.terms_never_fall()
 
     @invariant()
     def finds_the_ends_of_terms(self) -> None:
         """First and last index of a term, by bisection as by looking."""
-        terms = [term for term, _ in self.rows]
-        for index, term in enumerate(terms, 1):
-            assert self.log.first_index_of_term(index) == terms.index(term) + 1
-        for term in range(1, 8):
-            last = len(terms) - terms[::-1].index(term) if term in terms else None
+        terms = [term for term, _ in self.rows[self.cut :]]
+        for index, term in enumerate(terms, self.cut + 1):
+            assert self.log.first_index_of_term(index) == terms.index(term) + self.cut + 1
+        if self.cut:
+            terms.insert(0, self.rows[self.cut - 1][0])  # its place and term are known
+        before = len(self.rows) - len(terms)
+        for term in range(1, 20):
+            last = before + len(terms) - terms[::-1].index(term) if term in terms else None
             assert self.log.last_index_of_term(term) == last
+
+    @invariant()
+    def finds_how_much_fits(self) -> None:
+        """The longest run at the end within both bounds."""
+        sizes = [len(payload) for _, payload in self.rows]
+        last = len(self.rows)
+        for max_entries, max_bytes in ((0, 99), (2, 99), (99, 0), (99, 40), (3, 25)):
+            first = self.log.index_within(last, max_entries, max_bytes)
+            assert self.cut + 1 <= first <= last + 1
+            assert last - first + 1 <= max_entries
+            assert sum(sizes[first - 1 :]) <= max_bytes or first == last + 1
+            more = first - 2
+            if more >= self.cut:
+                assert last - more > max_entries or sum(sizes[more:]) > max_bytes
+        if last > self.cut:
+            assert self.log.size_bytes(self.cut + 1, last) == sum(sizes[self.cut :])
+
+    @invariant()
+    def finds_the_first_difference(self) -> None:
+        """What lies below the cut is taken for equal; above, the first other term is found."""
+        terms = [term for term, _ in self.rows]
+        last = len(terms)
+        assert self.log.find_conflict(entries(1, terms)) is None
+        assert self.log.find_conflict(entries(1, [*terms, 99])) == last + 1
+        if last > self.cut:
+            other = [*terms[: self.cut], terms[self.cut] + 9]
+            assert self.log.find_conflict(entries(1, other)) == self.cut + 1
+        if self.cut > 1:
+            assert self.log.find_conflict(entries(1, [99])) is None
 
 
 TestLogMachine = LogMachine.TestCase

@@ -29,6 +29,11 @@ def has_something_to_write(st: RaftState) -> bool:
     return st.durable != (st.term, st.voted_for) or st.log.saved_index < st.log.last_index
 
 
+def has_applied_more_than_its_snapshot(st: RaftState) -> bool:
+    """Tell whether a snapshot taken now would be a new one."""
+    return st.applied_index > (0 if st.snapshot is None else st.snapshot.index)
+
+
 class Walk:
     """One random walk; `script` is everything it did."""
 
@@ -38,7 +43,7 @@ class Walk:
         self.script: list[str] = []
         self.proposed = 0
         options = ["max_batch_bytes=1", "max_inflight_messages=2", "apply_batch_entries=2"]
-        options += ["pre_vote=off", "check_quorum=off"]
+        options += ["pre_vote=off", "check_quorum=off", "trailing_entries=0", "trailing_entries=3"]
         chosen = [option for option in options if self.chance.random() < 0.2]
         self.do(" ".join([f"nodes {self.chance.choice([3, 3, 4, 5])} seed={seed}", *chosen]))
         self.steps: list[tuple[int, Callable[[], None]]] = [
@@ -57,6 +62,7 @@ class Walk:
             (1, self.crash_leader),
             (4, self.crash_between),
             (9, self.restart),
+            (2, self.snapshot),
             (1, self.peer_down),
             (1, self.cut),
             (2, self.isolate_leader),
@@ -189,6 +195,13 @@ class Walk:
         if down:
             self.do(f"restart {self.chance.choice(down)}")
 
+    def snapshot(self) -> None:
+        """Somebody takes a snapshot of what it has applied, and cuts its log."""
+        cluster = self.interaction.cluster
+        fresh = [i for i in self.up() if has_applied_more_than_its_snapshot(cluster.raft(i).state)]
+        if fresh:
+            self.do(f"snapshot {self.chance.choice(fresh)}")
+
     def peer_down(self) -> None:
         """Somebody is told that another is gone, rightly or wrongly."""
         ids = sorted(self.interaction.cluster.members)
@@ -225,9 +238,9 @@ class Walk:
         self.do(f"propose {leader} last")
         self.do("run 200ms")
         self.do("invariants")
-        logs = {tuple(cluster.terms(member_id)) for member_id in cluster.members}
-        assert len(logs) == 1, "logs differ, although nothing hinders"
-        last_index = len(logs.pop())
+        last = {cluster.raft(member_id).last_id for member_id in cluster.members}
+        assert len(last) == 1, "logs differ, although nothing hinders"
+        last_index = last.pop().index
         applied = {len(member.applied) for member in cluster.members.values()}
         assert applied == {last_index}, "not everybody applied everything"
 

@@ -198,7 +198,8 @@ class Settings(NamedTuple):
     """Raft's knobs, all times in milliseconds, sizes in bytes.
 
     Rules, checked by `Raft`: `1 <= election_min_ms <= election_max_ms`,
-    `heartbeat_ms <= election_min_ms / 2`, and `lease` needs `check_quorum`.
+    `heartbeat_ms <= election_min_ms / 2`, `lease` needs `check_quorum`, and
+    `trailing_bytes <= held_bytes`.
     """
 
     election_min_ms: int = 150
@@ -214,6 +215,9 @@ class Settings(NamedTuple):
     max_batch_bytes: int = 256 << 10
     apply_batch_entries: int = 1000
     apply_batch_bytes: int = 1 << 20
+    trailing_entries: int = 10_000  # kept below a snapshot, whoever needs them
+    trailing_bytes: int = 16 << 20
+    held_bytes: int = 64 << 20  # kept below it for followers that are catching up
 
 
 class Recovered(NamedTuple):

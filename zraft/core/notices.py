@@ -147,6 +147,39 @@ class ProgressChanged(Notice):
 
 
 @dataclass(frozen=True, slots=True)
+class LogCompacted(Notice):
+    """Entries before `first_index` are in the snapshot at `snapshot_index`, and were cut away."""
+
+    event: ClassVar[str] = "log.compacted"
+    first_index: int
+    snapshot_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInstalled(Notice):
+    """A snapshot that was received takes the place of the log up to `index`.
+
+    `dropped` entries of the log were removed: they were older, or conflicted with it.
+    """
+
+    event: ClassVar[str] = "snapshot.installed"
+    index: int
+    snapshot_term: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotIgnored(Notice):
+    """A snapshot that a peer sends is not needed: what it covers is here (`reason`: committed,
+    in_log)."""
+
+    event: ClassVar[str] = "snapshot.ignored"
+    index: int
+    peer: MemberId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HintTaken(Notice):
     """The leader's process is gone; this node starts pre-votes in `delay_ms`."""
 

@@ -5,8 +5,9 @@
        ▼                                   │
     REPLICATE  optimistic: `next_index` moves with every send, many appends in flight
 
-    SNAPSHOT   the entry before `next_index` is compacted away: a snapshot is under way. Its place
-               is here; nothing compacts yet, so nothing enters it.
+    SNAPSHOT   a peer refused an append at a place before which all is compacted away: a snapshot
+               is under way. Left for PROBE once an index that the log still knows is acknowledged,
+               or the transfer failed. Meanwhile heartbeats name index 0, where all logs meet.
 
 The window is bounded in messages *and* in bytes. `match_index` never falls: a late or reordered
 answer can't take back what is durable (raftos#25).
@@ -71,6 +72,7 @@ class Progress:
     sent_commit: int = 0
     sent_round: int = 0
     acked_round: int = 0
+    snapshot_index: int = 0  # of the snapshot that it is sent, 0 in the other states
     probe_round: int = 0  # answers of earlier rounds say nothing of where the logs meet
     inflights: Inflights = field(default_factory=Inflights)
 
@@ -78,6 +80,7 @@ class Progress:
         """Look for the place where the logs meet, from `next_index` down."""
         assert next_index > self.match_index, (next_index, self.match_index)
         self.state = ProgressState.PROBE
+        self.snapshot_index = 0
         self.next_index = next_index
         self.probe_sent = False
         self.inflights.clear()
@@ -85,6 +88,13 @@ class Progress:
     def become_replicate(self) -> None:
         """Send optimistically from the first entry that is not acknowledged."""
         self.state = ProgressState.REPLICATE
+        self.next_index = self.match_index + 1
+        self.probe_sent = False
+        self.inflights.clear()
+
+    def become_snapshot(self) -> None:
+        """Wait for a snapshot: no entries are sent, and what was in flight counts as lost."""
+        self.state = ProgressState.SNAPSHOT
         self.next_index = self.match_index + 1
         self.probe_sent = False
         self.inflights.clear()

@@ -20,9 +20,11 @@ from zraft.core import (
     invariants,
     leases,
     membership,
+    outbox,
     reads,
     replication,
     roles,
+    snapshots,
     transfer,
 )
 from zraft.core.log import RaftLog
@@ -42,7 +44,6 @@ from zraft.core.messages import (
 from zraft.core.model import (
     NOBODY,
     Command,
-    Entries,
     EntryCodec,
     EntryId,
     HardState,
@@ -51,8 +52,10 @@ from zraft.core.model import (
     Recovered,
     Role,
     Settings,
+    SnapshotMeta,
 )
 from zraft.core.notices import GraceGranted, LeaseDropped
+from zraft.core.progress import ProgressState
 from zraft.core.ready import Ready
 from zraft.core.state import RaftState
 from zraft.core.transfer import TransferRefusal
@@ -63,6 +66,7 @@ def check_settings(settings: Settings) -> None:
     assert 1 <= settings.election_min_ms <= settings.election_max_ms
     assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
     assert settings.check_quorum or not settings.lease, "a lease needs its voters' stickiness"
+    assert settings.trailing_bytes <= settings.held_bytes
 
 
 class Raft:
@@ -81,13 +85,18 @@ class Raft:
         now_ms: int,
         thorough: bool = False,
     ) -> None:
-        """Start as a follower with what the disk holds; nothing counts as committed.
+        """Start as a follower with what the disk holds.
 
+        What the snapshot covers is committed, and applied: the node restores it before it applies
+        anything. Nothing else counts as committed.
         `thorough` checks every invariant after every step: for tests and the simulator.
         """
         check_settings(settings)
         hard_state = recovered.hard_state
-        log = RaftLog(recovered.entries)
+        snapshot = recovered.snapshot
+        covered = 0 if snapshot is None else snapshot.index
+        log = RaftLog(recovered.entries, recovered.compacted)
+        assert log.compacted.index <= covered <= log.last_index, "a hole before the log"
         assert hard_state.term >= log.last_term, "the log is newer than the hard state"
         self.state = RaftState(
             me=me,
@@ -99,7 +108,11 @@ class Raft:
             voted_for=hard_state.voted_for,
             durable=hard_state,
             log=log,
+            snapshot=snapshot,
             now_ms=now_ms,
+            commit_index=covered,
+            handed_index=covered,
+            applied_index=covered,
         )
         self._outstanding: Ready | None = None
         self._thorough = thorough
@@ -222,8 +235,10 @@ class Raft:
                 reads.on_read_index(st, message)
             case ReadIndexResponse():
                 reads.on_read_index_response(st, message)
-            case InstallSnapshot() | InstallSnapshotResponse():
-                pass
+            case InstallSnapshot():
+                snapshots.on_install_snapshot(st, message)
+            case InstallSnapshotResponse():
+                snapshots.on_install_snapshot_response(st, message)
             case StateDigest():
                 pass  # servers compare states; Raft has no part in it
             case _:
@@ -363,61 +378,11 @@ class Raft:
     def ready(self) -> Ready | None:
         """Return what to do now, None when there is nothing. See `zraft.core.ready`."""
         assert self._outstanding is None, "the Ready handed out was not advanced"
-        st = self.state
-        if st.leadership is not None:
-            reads.open_round(st, st.leadership)
-            replication.replicate(st)
-            transfer.maybe_hand_over(st, st.leadership)
-            reads.maybe_confirm(st, st.leadership)
-        else:
-            reads.ask_leader(st)
-        hard_state = HardState(st.term, st.voted_for)
-        entries = st.log.take_unsaved()
-        committed = self._next_committed()
-        ready = Ready(
-            messages=st.messages,
-            hard_state=None if hard_state == st.durable else hard_state,
-            entries=entries,
-            messages_after_persist=st.messages_after_persist,
-            committed=committed,
-            aborted_term=st.aborted_term,
-            reads=st.reads,
-            aborted_reads=st.aborted_reads,
-            notices=st.notices,
-        )
-        if ready.messages and st.durable.term < st.term:
-            # They carry a term that is not durable yet: they wait for the sync as well.
-            ready.messages_after_persist = ready.messages + ready.messages_after_persist
-            ready.messages = []
-        if not (
-            ready.messages
-            or ready.must_persist
-            or ready.messages_after_persist
-            or committed is not None
-            or ready.reads
-            or ready.aborted_reads
-            or ready.notices
-            or ready.aborted_term is not None
-        ):
+        ready = outbox.take(self.state)
+        if ready.is_empty:
             return None
-        st.messages, st.messages_after_persist = [], []
-        st.reads, st.aborted_reads, st.notices = [], [], []
-        st.aborted_term = None
         self._outstanding = ready
         return ready
-
-    def _next_committed(self) -> Entries | None:
-        st = self.state
-        if st.handed_index != st.applied_index or st.handed_index == st.commit_index:
-            return None
-        committed = st.log.slice(
-            st.handed_index + 1,
-            st.commit_index,
-            st.settings.apply_batch_bytes,
-            st.settings.apply_batch_entries,
-        )
-        st.handed_index = committed.last_index
-        return committed
 
     def advance(self, ready: Ready) -> None:
         """Learn that `ready` was done: persisted, sent, handed on. Only now the own vote counts."""
@@ -443,3 +408,52 @@ class Raft:
         st = self.state
         assert st.applied_index <= index <= st.handed_index, (index, st.handed_index)
         st.applied_index = index
+
+    # Snapshots
+
+    def on_snapshot_saved(self, meta: SnapshotMeta, *, now_ms: int) -> int:
+        """Learn that an own snapshot is durable; the log is cut behind it (see `trim_log`).
+
+        Returns the first index that is still needed: the storage may forget what is before it.
+        """
+        first_index = snapshots.on_saved(self._enter(now_ms), meta)
+        self._check()
+        return first_index
+
+    def trim_log(self) -> bool:
+        """Free a slice of what was cut away; return True when more is to be freed."""
+        return snapshots.trim(self.state, snapshots.TRIM_ENTRIES)
+
+    def on_snapshot_received(self, meta: SnapshotMeta, *, now_ms: int) -> None:
+        """Learn that a peer's snapshot is durable in its file; all of the log is persisted.
+
+        What follows is in the next Ready: `snapshot` and `restore`, or nothing but the answer when
+        it is not needed any more.
+        """
+        snapshots.on_received(self._enter(now_ms), meta)
+        self._check()
+
+    def on_snapshot_sending(self, peer: MemberId, index: int, *, now_ms: int) -> None:
+        """Learn which snapshot a peer of `Ready.send_snapshots` is sent."""
+        snapshots.on_sending(self._enter(now_ms), peer, index)
+
+    def on_snapshot_failed(self, peer: MemberId, *, now_ms: int) -> None:
+        """Learn that the transfer to a peer ended without success, so that it is tried again."""
+        snapshots.on_failed(self._enter(now_ms), peer)
+        self._check()
+
+    def wants_snapshot(self, peer: MemberId) -> bool:
+        """Return whether a transfer to `peer` still has a purpose."""
+        leadership = self.state.leadership
+        progress = None if leadership is None else leadership.progress.get(peer)
+        return progress is not None and progress.state is ProgressState.SNAPSHOT
+
+    @property
+    def snapshot(self) -> SnapshotMeta | None:
+        """The newest snapshot that is durable here, taken or received."""
+        return self.state.snapshot
+
+    @property
+    def first_index(self) -> int:
+        """Index of the first entry that the log still has."""
+        return self.state.log.first_index

@@ -8,10 +8,11 @@ The process asks `raft.ready()` until it returns None, and does for each Ready, 
    fails the process stops; it does not retry, and it says nothing. A `snapshot` is one whose file
    was received whole and is durable: from here on the log starts after it.
 3. Send `messages_after_persist`: requests for votes and every reply. Durable, then spoken.
-4. Load `restore` into the state machine, before anything else is applied. Apply `committed` to it,
-   when it pleases, in order; report with `raft.on_applied(index)`. The next run of committed
-   entries comes only after that, so that a node that has much to apply answers votes and
-   heartbeats in between.
+4. Load `restore` into the state machine, before anything else is applied: what was still to be
+   applied of an earlier run is in it and is dropped. Apply `committed`, when it pleases, in order.
+   Report both with `raft.on_applied(index)`. The next run of committed entries comes only after
+   that, so that a node that has much to restore or to apply answers votes and heartbeats in
+   between.
 5. Answer `reads` once `applied_index` has reached their index; give `aborted_reads` another try, or
    up. Proposals of term `aborted_term` are undecided until an entry with their index is committed:
    the same term means yes, another term means no.
@@ -68,3 +69,20 @@ class Ready:
     def must_persist(self) -> bool:
         """Whether something has to be on disk before `messages_after_persist` may leave."""
         return self.hard_state is not None or self.entries is not None or self.snapshot is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (
+            self.messages
+            or self.must_persist
+            or self.messages_after_persist
+            or self.committed is not None
+            or self.reads
+            or self.notices
+            or self.aborted_reads
+            or self.aborted_term is not None
+            or self.restore is not None
+            or self.chunks
+            or self.send_snapshots
+        )

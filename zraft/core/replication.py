@@ -42,13 +42,23 @@ def replicate(st: RaftState) -> None:
         )
         unheard_round = wants_round and progress.sent_round < leadership.round
         if not sent and (beat or news or unheard_round):
-            empty = Entries(progress.next_index, [], [])
+            waits = progress.state is ProgressState.SNAPSHOT
+            empty = Entries(1 if waits else progress.next_index, [], [])
             _send_append(st, leadership, progress, empty)
 
 
 def _send_entries(st: RaftState, leadership: Leadership, progress: Progress) -> bool:
-    """Send entries as far as state and window allow; return whether any append was sent."""
+    """Send entries as far as state and window allow; return whether any append was sent.
+
+    Where the log was cut away under a peer that is slow or gone, it is probed at the log's start:
+    its answer tells whether it holds what is missing. Heartbeats come by here as well, so that an
+    idle leader with an empty log finds that out, too (openraft#1828).
+    """
     last_index = st.log.last_index
+    if progress.state is ProgressState.SNAPSHOT:
+        return False
+    if progress.next_index <= st.log.compacted.index:
+        _probe(st, leadership, progress, "compacted")
     if progress.state is ProgressState.PROBE:
         if progress.probe_sent or progress.next_index > last_index:
             return False
@@ -57,11 +67,7 @@ def _send_entries(st: RaftState, leadership: Leadership, progress: Progress) -> 
         progress.probe_sent = True
         return True
     sent = False
-    while (
-        progress.state is ProgressState.REPLICATE
-        and progress.next_index <= last_index
-        and not _is_window_full(st, progress)
-    ):
+    while progress.next_index <= last_index and not _is_window_full(st, progress):
         batch = _next_batch(st, progress)
         _send_append(st, leadership, progress, batch)
         progress.next_index = batch.last_index + 1
@@ -88,8 +94,8 @@ def _send_append(
     st: RaftState, leadership: Leadership, progress: Progress, entries: Entries
 ) -> None:
     prev_index = entries.first_index - 1
-    prev_term = st.log.term(prev_index)
-    assert prev_term is not None, (prev_index, st.log.last_index)
+    prev_term = st.log.term(prev_index) if prev_index else 0
+    assert prev_term is not None, (prev_index, st.log.compacted, st.log.last_index)
     st.say(
         AppendEntries(
             st.me,
@@ -112,6 +118,7 @@ def _send_append(
 def on_append_entries(st: RaftState, m: AppendEntries) -> None:
     """Append the leader's entries where the logs match, and acknowledge what matched.
 
+    Below what is compacted here the logs match for certain: that is committed, in a snapshot.
     Invariant: never removes an entry at or below `commit_index`; removes only from the first entry
     that really conflicts, so that an old or overlapping append takes nothing away.
     Durability: the acknowledgement goes to `messages_after_persist`.
@@ -120,14 +127,11 @@ def on_append_entries(st: RaftState, m: AppendEntries) -> None:
     if m.term < st.term:
         _answer(st, m, AppendEntriesResponse(st.me, m.src, st.term, False, 0, 0, 0, m.round))
         return
-    if m.term > st.term or st.role is not Role.FOLLOWER or st.leader_id != m.src:
-        _follow(st, m)
-    st.leader_contact_ms = st.now_ms
-    roles.reset_election_timer(st)
-    leases.promise(st)
-    election.cancel_hint(st, m.src, m.term)
-
-    if st.log.term(m.prev_log_index) != m.prev_log_term:
+    hear_leader(st, m.src, m.term)
+    compacted = st.log.compacted
+    if m.prev_log_index == compacted.index:
+        assert m.prev_log_term == compacted.term, "a leader contradicts a compacted entry"
+    elif m.prev_log_index > compacted.index and st.log.term(m.prev_log_index) != m.prev_log_term:
         _refuse(st, m)
         return
     _append_new(st, m)
@@ -138,13 +142,18 @@ def on_append_entries(st: RaftState, m: AppendEntries) -> None:
     )
 
 
-def _follow(st: RaftState, m: AppendEntries) -> None:
-    """Recognise the sender as the leader of its term (Raft §5.2)."""
-    same_term = m.term == st.term
-    assert not (same_term and st.role is Role.LEADER), f"two leaders in term {m.term}"
-    assert not same_term or st.leader_id in (NOBODY, m.src), f"two leaders in term {m.term}"
-    reason = "leader_found" if same_term else "higher_term"
-    election.give_up(st, m.term, leader=m.src, reason=reason, peer=m.src)
+def hear_leader(st: RaftState, leader: MemberId, term: int) -> None:
+    """Take a message that only the leader of `term` sends, and follow it (Raft §5.2)."""
+    if term > st.term or st.role is not Role.FOLLOWER or st.leader_id != leader:
+        same_term = term == st.term
+        assert not (same_term and st.role is Role.LEADER), f"two leaders in term {term}"
+        assert not same_term or st.leader_id in (NOBODY, leader), f"two leaders in term {term}"
+        reason = "leader_found" if same_term else "higher_term"
+        election.give_up(st, term, leader=leader, reason=reason, peer=leader)
+    st.leader_contact_ms = st.now_ms
+    roles.reset_election_timer(st)
+    leases.promise(st)
+    election.cancel_hint(st, leader, term)
 
 
 def _append_new(st: RaftState, m: AppendEntries) -> None:
@@ -218,10 +227,36 @@ def on_append_entries_response(st: RaftState, m: AppendEntriesResponse) -> None:
         rose = progress.on_accepted(m.match_index)
         if progress.state is ProgressState.PROBE and m.round >= progress.probe_round:
             _change(st, progress, ProgressState.REPLICATE, "accepted")
+        elif progress.state is ProgressState.SNAPSHOT:
+            maybe_leave_snapshot(st, leadership, progress)
         if rose:
             maybe_commit(st)
-    elif m.round >= progress.probe_round:
+    elif m.round >= progress.probe_round and progress.state is not ProgressState.SNAPSHOT:
         _back_up(st, leadership, progress, m)
+
+
+def maybe_leave_snapshot(st: RaftState, leadership: Leadership, progress: Progress) -> None:
+    """Go on with entries if the log still knows the place up to which a peer holds everything."""
+    if progress.match_index >= st.log.compacted.index:
+        leave_snapshot(st, leadership, progress, "installed")
+
+
+def leave_snapshot(st: RaftState, leadership: Leadership, progress: Progress, reason: str) -> None:
+    """Probe a peer after a snapshot, from the first entry that it may miss."""
+    if progress.state is ProgressState.SNAPSHOT:
+        _probe(st, leadership, progress, reason)
+
+
+def _probe(st: RaftState, leadership: Leadership, progress: Progress, reason: str) -> None:
+    """Look for where the logs meet, from the first entry that is here and not acknowledged.
+
+    What was sent before, heartbeats that said index 0 among it, may still be answered: a round of
+    its own tells them apart.
+    """
+    rounds.next_round(st, leadership)
+    progress.probe_round = leadership.round
+    next_index = max(progress.match_index, st.log.compacted.index) + 1
+    _change(st, progress, ProgressState.PROBE, reason, next_index)
 
 
 def _back_up(
@@ -235,15 +270,20 @@ def _back_up(
     hundreds.
 
     If the leader has the conflicting term too, the logs may agree up to its last entry of it;
-    otherwise not before the peer's first entry of it. A log that was too short, or had another
-    term, at a place that was acknowledged since, and a target that would not lower `next_index`,
-    belong to appends from before the last back-up. What was acknowledged is durable, so nothing
-    goes back below it.
+    otherwise not before the peer's first entry of it. If that lies in what is compacted away, no
+    append can ever say where they meet: the peer needs a snapshot (Raft §7).
+
+    A log that was too short, or had another term, at a place that was acknowledged since, and a
+    target that would not lower `next_index`, belong to appends from before the last back-up. What
+    was acknowledged is durable, so nothing goes back below it.
     """
-    target = m.conflict_index
+    target, compacted_index = m.conflict_index, st.log.compacted.index
     if target == 0:
         return  # it refuses the term, and says nothing of the log
-    if target <= progress.match_index and st.log.term(target) != m.conflict_term:
+    # Where the target's own term is compacted away, the run that starts there has to reach the
+    # compacted entry, which is acknowledged and known.
+    acknowledged = compacted_index <= progress.match_index and target <= progress.match_index
+    if acknowledged and st.log.term(max(target, compacted_index)) != m.conflict_term:
         return
     if m.conflict_term != 0:
         last_of_term = st.log.last_index_of_term(m.conflict_term)
@@ -254,7 +294,10 @@ def _back_up(
         return
     rounds.next_round(st, leadership)
     progress.probe_round = leadership.round
-    if progress.state is ProgressState.PROBE:
+    if target <= compacted_index:
+        _change(st, progress, ProgressState.SNAPSHOT, "compacted")
+        st.send_snapshots.append(progress.peer)
+    elif progress.state is ProgressState.PROBE:
         progress.become_probe(target)
     else:
         _change(st, progress, ProgressState.PROBE, "refused", target)
@@ -264,10 +307,13 @@ def _change(
     st: RaftState, progress: Progress, new: ProgressState, reason: str, next_index: int = 0
 ) -> None:
     old = progress.state
-    if new is ProgressState.REPLICATE:
-        progress.become_replicate()
-    else:
-        progress.become_probe(next_index)
+    match new:
+        case ProgressState.REPLICATE:
+            progress.become_replicate()
+        case ProgressState.PROBE:
+            progress.become_probe(next_index)
+        case ProgressState.SNAPSHOT:
+            progress.become_snapshot()
     st.notices.append(
         ProgressChanged(progress.peer, old.value, new.value, progress.match_index, reason)
     )
@@ -278,7 +324,9 @@ def on_peer_down(st: RaftState, peer: MemberId) -> None:
     leadership = st.leadership
     progress = None if leadership is None else leadership.progress.get(peer)
     if progress is not None and progress.state is ProgressState.REPLICATE:
-        _change(st, progress, ProgressState.PROBE, "peer_down", progress.match_index + 1)
+        # Not below what is compacted: the probe's answer tells whether a snapshot is needed.
+        next_index = max(progress.match_index, st.log.compacted.index) + 1
+        _change(st, progress, ProgressState.PROBE, "peer_down", next_index)
 
 
 def maybe_commit(st: RaftState) -> None:

@@ -156,12 +156,11 @@ def become_leader(st: RaftState) -> None:
     attempt = st.attempt
     assert attempt is not None
     next_index = st.log.last_index + 1
-    last_payload = st.log.last_payload
     st.leadership = Leadership(
         progress={peer: Progress(peer, next_index, st.now_ms) for peer in st.peers},
         noop_index=next_index,
         started_ms=st.now_ms,
-        log_time_base_ms=0 if last_payload is None else st.codec.log_time_ms(last_payload),
+        log_time_base_ms=_last_log_time_ms(st),
         heartbeat_ms=st.now_ms + st.settings.heartbeat_ms,
         check_quorum_ms=st.now_ms + st.settings.election_max_ms,
     )
@@ -170,6 +169,14 @@ def become_leader(st: RaftState) -> None:
     _set_role(st, Role.LEADER, "election_won")
     _set_leader(st, st.me)
     append_own(st, [Command(b"", EntryType.NOOP)])
+
+
+def _last_log_time_ms(st: RaftState) -> int:
+    """Return the log time of the last entry, which a snapshot remembers when the log is empty."""
+    payload = st.log.last_payload
+    if payload is not None:
+        return st.codec.log_time_ms(payload)
+    return 0 if st.snapshot is None else st.snapshot.log_time_ms
 
 
 def append_own(st: RaftState, commands: list[Command]) -> int:

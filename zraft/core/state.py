@@ -14,6 +14,7 @@ from zraft.core.configurations import Configurations
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
+    InstallSnapshot,
     Message,
     ReadIndex,
     ReadIndexResponse,
@@ -29,6 +30,7 @@ from zraft.core.model import (
     Random,
     Role,
     Settings,
+    SnapshotMeta,
     quorum_size,
 )
 from zraft.core.notices import Notice
@@ -128,6 +130,7 @@ class RaftState:
     voted_for: MemberId
     durable: HardState
     log: RaftLog
+    snapshot: SnapshotMeta | None  # the newest that is durable here
 
     # Volatile on all servers.
     now_ms: int
@@ -141,6 +144,7 @@ class RaftState:
     commit_index: int = 0
     handed_index: int = 0  # given out to be applied
     applied_index: int = 0
+    keep_from: int = 1  # the log is to be cut up to here; done in slices
     next_read_id: int = 1
     open_ask_id: int | None = None  # a read that the leader was not asked for yet
     asked_reads: list[AskedRead] = field(default_factory=list)  # oldest first
@@ -156,6 +160,9 @@ class RaftState:
     reads: list[ReadState] = field(default_factory=list)
     aborted_reads: list[int] = field(default_factory=list)
     aborted_term: int | None = None
+    installing: SnapshotMeta | None = None  # received, and not handed out to be restored
+    chunks: list[InstallSnapshot] = field(default_factory=list)
+    send_snapshots: list[MemberId] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
 
     @property

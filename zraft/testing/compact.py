@@ -160,6 +160,8 @@ def status_text(member_id: MemberId, raft: Raft | None) -> list[str]:
         f" commit={st.commit_index} applied={st.applied_index}"
         f" last={st.log.last_index}/{st.log.last_term}"
     )
+    if st.snapshot is not None:
+        text = f"{text} first={st.log.first_index} snapshot={st.snapshot.index}/{st.snapshot.term}"
     lines = [text if st.hint is None else f"{text} hint={st.hint.leader}"]
     for progress in [] if st.leadership is None else st.leadership.progress.values():
         lines.append(
@@ -172,10 +174,11 @@ def status_text(member_id: MemberId, raft: Raft | None) -> list[str]:
 def log_text(member_id: MemberId, raft: Raft) -> str:
     """Return the terms of a member's log, and how much of it is committed."""
     log = raft.state.log
-    terms = [str(log.term(index)) for index in range(1, log.last_index + 1)]
+    terms = [str(log.term(index)) for index in range(log.first_index, log.last_index + 1)]
     if len(terms) > MAX_TERMS_SHOWN:
         terms = [f"{term}x{len(list(run))}" for term, run in groupby(terms)]
-    return f"{member_id}: {' '.join(terms) or 'empty'} (commit {raft.commit_index})"
+    cut = f"…{log.compacted.index}/{log.compacted.term} " if log.compacted.index else ""
+    return f"{member_id}: {cut}{' '.join(terms) or 'empty'} (commit {raft.commit_index})"
 
 
 # Text to values
@@ -245,6 +248,12 @@ def _make_message(
             prev, commit = _pair(pairs["prev"]), int(pairs.get("commit", 0))
             run = _parse_entries(prev[0] + 1, entries.split(",") if entries else [])
             return AppendEntries(src, dst, term, *prev, commit, round_, run)
+        case "InstallSnapshot":
+            offset, _, rest = pairs["bytes"].partition("+")
+            count, _, size_bytes = rest.partition("/")
+            last = _pair(pairs["snapshot"])
+            data = bytes(int(count))
+            return InstallSnapshot(src, dst, term, *last, int(size_bytes), 0, int(offset), 0, data)
         case _:
             raise ValueError(kind)
 

@@ -15,8 +15,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
-from zraft.core.messages import Message
+from zraft.core.messages import InstallSnapshot, Message
 from zraft.core.model import (
     NOBODY,
     Command,
@@ -28,6 +29,7 @@ from zraft.core.model import (
     Recovered,
     Role,
     Settings,
+    SnapshotMeta,
 )
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
@@ -49,36 +51,79 @@ def payload_at(index: int, term: int) -> bytes:
     return _CODEC.encode(Command(f"{index}.{term}".encode()), term=term, log_time_ms=0)
 
 
-class Disk:
-    """What one member finds after a crash."""
+class StoredSnapshot(NamedTuple):
+    """A made-up snapshot: what it says of itself, and every payload that it covers."""
 
-    __slots__ = ("hard_state", "payloads", "terms")
+    meta: SnapshotMeta
+    payloads: tuple[bytes, ...]
+
+
+class Disk:
+    """What one member finds after a crash: its log after `compacted`, and its newest snapshot."""
+
+    __slots__ = ("compacted", "hard_state", "payloads", "snapshot", "terms")
 
     def __init__(self) -> None:
         self.hard_state = HardState()
+        self.compacted = EntryId(0, 0)
         self.terms: list[int] = []
         self.payloads: list[bytes] = []
+        self.snapshot: StoredSnapshot | None = None
 
     def save(self, ready: Ready) -> None:
         """Persist what a Ready wants persisted; entries replace all from their first index on."""
         if ready.hard_state is not None:
             self.hard_state = ready.hard_state
+        if ready.snapshot is not None:
+            assert self.snapshot is not None, "a snapshot is stored before it is installed"
+            assert self.snapshot.meta == ready.snapshot
+            self.compacted = ready.snapshot.last_id
+            self.terms, self.payloads = [], []
         if ready.entries is not None:
-            kept = ready.entries.first_index - 1
-            assert kept <= len(self.terms), "a hole in the log on disk"
+            kept = ready.entries.first_index - self.compacted.index - 1
+            assert 0 <= kept <= len(self.terms), "a hole in the log on disk"
             self.terms[kept:] = ready.entries.terms
             self.payloads[kept:] = ready.entries.payloads
+
+    def compact(self, first_index: int) -> None:
+        """Forget the entries before `first_index`."""
+        count = first_index - self.compacted.index - 1
+        if count > 0:
+            self.compacted = EntryId(first_index - 1, self.terms[count - 1])
+            del self.terms[:count], self.payloads[:count]
+
+    def holds(self, index: int, term: int) -> bool:
+        """Return whether the entry is on this disk, by itself or in a snapshot."""
+        if self.snapshot is not None and index <= self.snapshot.meta.index:
+            return True
+        position = index - self.compacted.index - 1
+        return 0 <= position < len(self.terms) and self.terms[position] == term
 
     def write(self, terms: Sequence[int], hard_state: HardState) -> None:
         """Replace everything by a log with these terms and made-up payloads."""
         self.hard_state = hard_state
+        self.compacted, self.snapshot = EntryId(0, 0), None
         self.terms = list(terms)
         self.payloads = [payload_at(index, term) for index, term in enumerate(terms, 1)]
 
     def recover(self, configuration: Configuration) -> Recovered:
-        """Return what a starting node reads."""
-        entries = Entries(1, list(self.terms), list(self.payloads))
-        return Recovered(self.hard_state, configuration, entries)
+        """Return what a starting node reads.
+
+        A snapshot that the log does not reach, or contradicts, takes its place (it was stored, and
+        the crash came before it was installed).
+        """
+        compacted, terms, payloads = self.compacted, self.terms, self.payloads
+        meta = None if self.snapshot is None else self.snapshot.meta
+        if meta is not None:
+            configuration = meta.configuration
+            if meta.last_id != compacted and not (
+                compacted.index < meta.index <= compacted.index + len(terms)
+                and terms[meta.index - compacted.index - 1] == meta.term
+            ):
+                compacted, terms, payloads = meta.last_id, [], []
+                self.compacted, self.terms, self.payloads = compacted, [], []
+        entries = Entries(compacted.index + 1, list(terms), list(payloads))
+        return Recovered(self.hard_state, configuration, entries, compacted, meta)
 
 
 class CrashPoint(Enum):
@@ -128,6 +173,7 @@ class CoreCluster:
             member_id: Member(member_id, random.Random(f"{seed}:{member_id}")) for member_id in ids
         }
         self.safety = Safety(len(self.configuration.voters))
+        self._snapshots: dict[EntryId, StoredSnapshot] = {}  # what their files hold
         for member_id in ids:
             self.restart(member_id)
 
@@ -154,9 +200,9 @@ class CoreCluster:
         return max(leaders, key=lambda member_id: self.raft(member_id).term)
 
     def terms(self, member_id: MemberId) -> list[int]:
-        """Return the terms of a member's log, from index 1 on."""
+        """Return the terms of a member's log, from its first index on."""
         log = self.raft(member_id).state.log
-        return [log.term(index) or 0 for index in range(1, log.last_index + 1)]
+        return [log.term(index) or 0 for index in range(log.first_index, log.last_index + 1)]
 
     # Life and death
 
@@ -165,7 +211,9 @@ class CoreCluster:
         member = self.members[member_id]
         assert member.raft is None, f"{member_id} runs"
         member.incarnation += 1
-        member.applied = []
+        stored = member.disk.snapshot
+        member.applied = [] if stored is None else list(stored.payloads)
+        self.safety.on_restored(member_id, member.applied)
         member.read_floors = {}
         member.raft = Raft(
             member_id,
@@ -248,11 +296,56 @@ class CoreCluster:
             self.raft(message.dst).step(message, now_ms=self.now_ms)
             self._check(message.dst)
 
+    # Snapshots: a file is one chunk here, whose bytes are the id of the last entry it covers
+
+    def take_snapshot(self, member_id: MemberId) -> SnapshotMeta:
+        """Let a member store a snapshot of what it has applied, durably, and cut its log."""
+        member, raft = self.members[member_id], self.raft(member_id)
+        index = raft.state.applied_index
+        term = raft.state.log.term(index)
+        assert term is not None
+        if index <= (0 if raft.snapshot is None else raft.snapshot.index):
+            raise ValueError(f"{member_id} has applied nothing since its last snapshot")
+        meta = SnapshotMeta(
+            index, term, raft.state.configurations.at(index), size_bytes=len(f"{index}")
+        )
+        self._snapshots[meta.last_id] = StoredSnapshot(meta, tuple(member.applied[:index]))
+        member.disk.snapshot = self._snapshots[meta.last_id]
+        member.disk.compact(raft.on_snapshot_saved(meta, now_ms=self.now_ms))
+        self._check(member_id)
+        return meta
+
+    def send_snapshot(self, member_id: MemberId, peer: MemberId) -> None:
+        """Send a member's newest snapshot to a peer, from the start."""
+        raft = self.raft(member_id)
+        meta = raft.snapshot
+        assert meta is not None, f"{member_id} has no snapshot"
+        raft.on_snapshot_sending(peer, meta.index, now_ms=self.now_ms)
+        data = f"{meta.index}".encode()
+        chunk = InstallSnapshot(
+            member_id, peer, raft.term, *meta.last_id, meta.size_bytes, meta.crc, 0, 0, data
+        )
+        self._send([chunk])
+
+    def _content(self, meta: SnapshotMeta) -> StoredSnapshot:
+        return self._snapshots[meta.last_id]
+
+    def _store(self, member: Member, chunk: InstallSnapshot) -> None:
+        """Store a whole snapshot that arrived; an older one than the disk has is of no use."""
+        stored, raft = self._snapshots[chunk.last_included], self.raft(member.member_id)
+        if chunk.last_included_index > raft.commit_index:
+            member.disk.snapshot = stored
+        raft.on_snapshot_received(stored.meta, now_ms=self.now_ms)
+
     # Time
 
     def fire(self, member_id: MemberId, *, inbox_empty: bool = True) -> None:
-        """Run a member's timer at the present time."""
-        self.raft(member_id).on_timer(now_ms=self.now_ms, inbox_empty=inbox_empty)
+        """Run a member's timer at the present time; it sends again what may be lost."""
+        raft = self.raft(member_id)
+        for peer in self.members:
+            if raft.wants_snapshot(peer):
+                self.send_snapshot(member_id, peer)
+        raft.on_timer(now_ms=self.now_ms, inbox_empty=inbox_empty)
         self._check(member_id)
 
     def time_out(self, member_id: MemberId) -> None:
@@ -286,6 +379,9 @@ class CoreCluster:
             self.crash(member_id)
             return ready
         self._send(ready.messages_after_persist)
+        if ready.restore is not None:
+            member.applied = list(self._content(ready.restore).payloads)
+            self.safety.on_restored(member_id, member.applied)
         if ready.committed is not None:
             self.safety.on_committed(member_id, ready.committed)
             member.applied += ready.committed.payloads
@@ -299,6 +395,10 @@ class CoreCluster:
         raft.advance(ready)
         if member.applies:
             raft.on_applied(len(member.applied))
+        for peer in ready.send_snapshots:
+            self.send_snapshot(member_id, peer)
+        for chunk in ready.chunks:
+            self._store(member, chunk)
         self._check(member_id)
         return ready
 
@@ -392,4 +492,9 @@ class CoreCluster:
     def _check(self, member_id: MemberId) -> None:
         raft = self.members[member_id].raft
         if raft is not None:
-            self.safety.check(member_id, raft, {i: m.disk.terms for i, m in self.members.items()})
+            disks = {i: m.disk for i, m in self.members.items()}
+            self.safety.check(
+                member_id,
+                raft,
+                lambda index, term: [i for i, disk in disks.items() if disk.holds(index, term)],
+            )

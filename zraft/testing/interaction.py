@@ -15,6 +15,7 @@ returns it with the output as it is now; a test compares, and a person reads the
     deliver|drop|duplicate [2 3] [from=1] [kind=AppendEntries] [number=2] [drop=3] [newest-first]
     inject 2->1 RequestVote term=3 last=1/1          a message that nobody sent
     crash 2 [after-messages|after-persist] · restart 2 · pause-apply 2 · resume-apply 2
+    snapshot 1                                       take one of what is applied, and cut the log
     isolate 1 2 · cut 1->2 · heal                    messages over a cut link are lost
     stabilise [2 3] [quiet]                          Readys and messages until all is quiet
     log [3] · status [1] · invariants
@@ -118,6 +119,7 @@ class Interaction:
             "restart": self._restart,
             "pause-apply": self._pause_apply,
             "resume-apply": self._resume_apply,
+            "snapshot": self._snapshot,
             "isolate": self._isolate,
             "cut": self._cut,
             "heal": self._heal,
@@ -327,6 +329,12 @@ class Interaction:
         member.applies = True
         self.cluster.raft(member.member_id).on_applied(len(member.applied))
         return []
+
+    def _snapshot(self, words: Words) -> list[str]:
+        member_id = words.member()
+        meta = self.cluster.take_snapshot(member_id)
+        first_index = self.cluster.raft(member_id).first_index
+        return [f"snapshot {meta.index}/{meta.term}, the log starts at {first_index}"]
 
     def _isolate(self, words: Words) -> list[str]:
         self.cluster.cut(words.members)

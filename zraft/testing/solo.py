@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    InstallSnapshot,
+    InstallSnapshotResponse,
     Message,
     RequestVote,
     RequestVoteResponse,
@@ -25,12 +27,18 @@ from zraft.core.model import (
     MemberId,
     Role,
     Settings,
+    SnapshotMeta,
 )
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
-from zraft.testing.core_cluster import Disk, payload_at
+from zraft.testing.core_cluster import Disk, StoredSnapshot, payload_at
 from zraft.wire_entry import EntryCodec
+
+
+def snapshot_payloads(meta: SnapshotMeta) -> list[bytes]:
+    """Return what an imagined peer's snapshot covers: made-up entries, all of its last term."""
+    return [payload_at(index, meta.term) for index in range(1, meta.index + 1)]
 
 
 class Solo:
@@ -75,7 +83,8 @@ class Solo:
 
     def restart(self) -> None:
         """Crash, and start again from the disk."""
-        self.applied = []
+        stored = self.disk.snapshot
+        self.applied = [] if stored is None else list(stored.payloads)
         self.raft = self._start()
 
     # What came out
@@ -87,9 +96,9 @@ class Solo:
 
     @property
     def terms(self) -> list[int]:
-        """The terms of the log, from index 1 on."""
+        """The terms of the log, from its first index on."""
         log = self.raft.state.log
-        return [log.term(index) or 0 for index in range(1, log.last_index + 1)]
+        return [log.term(index) or 0 for index in range(log.first_index, log.last_index + 1)]
 
     @property
     def notices(self) -> list[Notice]:
@@ -113,6 +122,8 @@ class Solo:
             sent += ready.messages
             self.disk.save(ready)
             sent += ready.messages_after_persist
+            if ready.restore is not None:
+                self.applied = snapshot_payloads(ready.restore)
             if ready.committed is not None:
                 self.applied += ready.committed.payloads
             self.readys.append(ready)
@@ -215,6 +226,38 @@ class Solo:
     def _round(self, round_: int | None) -> int:
         leadership = self.raft.state.leadership
         return round_ if round_ is not None else 0 if leadership is None else leadership.round
+
+    # Snapshots
+
+    def take_snapshot(self) -> SnapshotMeta:
+        """Store a snapshot of all that is applied, and cut the log."""
+        st = self.raft.state
+        meta = self.snapshot_meta(st.applied_index, st.log.term(st.applied_index) or 0)
+        self.disk.snapshot = StoredSnapshot(meta, tuple(self.applied))
+        self.disk.compact(self.raft.on_snapshot_saved(meta, now_ms=self.now_ms))
+        return meta
+
+    def snapshot_meta(self, index: int, term: int) -> SnapshotMeta:
+        """Return what a snapshot up to an entry says of itself."""
+        return SnapshotMeta(index, term, self.configuration, size_bytes=8, crc=index)
+
+    def chunk(self, src: MemberId, last: tuple[int, int], *, term: int) -> list[Message]:
+        """Take the only chunk of a snapshot; return what was sent. It is not stored by this."""
+        return self.step(InstallSnapshot(src, self.me, term, *last, 8, last[0], 0, 0, b"12345678"))
+
+    def receive_snapshot(self, last: tuple[int, int]) -> list[Message]:
+        """Finish storing a peer's snapshot; return what was sent. Made-up entries are applied."""
+        meta = self.snapshot_meta(*last)
+        if meta.index > self.raft.commit_index:
+            self.disk.snapshot = StoredSnapshot(meta, tuple(snapshot_payloads(meta)))
+        self.raft.on_snapshot_received(meta, now_ms=self.now_ms)
+        return self.flush()
+
+    def installed(self, src: MemberId, last: tuple[int, int]) -> list[Message]:
+        """Take the news that a peer installed a snapshot; return what was sent."""
+        return self.step(
+            InstallSnapshotResponse(src, self.me, self.raft.term, *last, 0, installed=True)
+        )
 
     # Short ways to a role
 

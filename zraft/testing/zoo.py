@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zraft.core import election, quorum, reads, replication, roles, state
+from zraft.core import election, quorum, reads, replication, state
 from zraft.core.log import RaftLog
 from zraft.core.messages import AppendEntries, AppendEntriesResponse, Message, RequestVoteResponse
 from zraft.core.model import NOBODY, HardState, MemberId, Recovered, Role
@@ -115,12 +115,9 @@ def _on_append_entries(
         refusal = AppendEntriesResponse(st.me, m.src, st.term, False, 0, 0, 0, m.round)
         replication._answer(st, m, refusal)  # a copy of its neighbour
         return
-    if m.term > st.term or st.role is not Role.FOLLOWER or st.leader_id != m.src:
-        replication._follow(st, m)  # a copy of its neighbour
-    st.leader_contact_ms = st.now_ms
-    roles.reset_election_timer(st)
-    election.cancel_hint(st, m.src, m.term)
-    if st.log.term(m.prev_log_index) != m.prev_log_term:
+    replication.hear_leader(st, m.src, m.term)
+    below = m.prev_log_index < st.log.compacted.index
+    if not below and st.log.term(m.prev_log_index) != m.prev_log_term:
         replication._refuse(st, m)  # a copy of its neighbour
         return
     replication._append_new(st, m)  # a copy of its neighbour

@@ -1,0 +1,73 @@
+"""What a core wants done, gathered into a `Ready` (the contract: `zraft.core.ready`).
+
+Appends, rounds and questions are made here, not when their reason came up: whatever a turn of the
+loop brought leaves together.
+"""
+
+from __future__ import annotations
+
+from zraft.core import reads, replication, transfer
+from zraft.core.model import Entries, HardState, SnapshotMeta
+from zraft.core.ready import Ready
+from zraft.core.state import RaftState
+
+
+def take(st: RaftState) -> Ready:
+    """Return everything that is to be done, and count it as handed out; it may be empty."""
+    if st.leadership is not None:
+        reads.open_round(st, st.leadership)
+        replication.replicate(st)
+        transfer.maybe_hand_over(st, st.leadership)
+        reads.maybe_confirm(st, st.leadership)
+    else:
+        reads.ask_leader(st)
+    hard_state = HardState(st.term, st.voted_for)
+    entries = st.log.take_unsaved()
+    restore = _next_restore(st)
+    ready = Ready(
+        messages=st.messages,
+        hard_state=None if hard_state == st.durable else hard_state,
+        entries=entries,
+        snapshot=restore,
+        messages_after_persist=st.messages_after_persist,
+        restore=restore,
+        committed=_next_committed(st),
+        aborted_term=st.aborted_term,
+        reads=st.reads,
+        aborted_reads=st.aborted_reads,
+        chunks=st.chunks,
+        send_snapshots=st.send_snapshots,
+        notices=st.notices,
+    )
+    if ready.messages and st.durable.term < st.term:
+        # They carry a term that is not durable yet: they wait for the sync as well.
+        ready.messages_after_persist = ready.messages + ready.messages_after_persist
+        ready.messages = []
+    if not ready.is_empty:
+        st.messages, st.messages_after_persist = [], []
+        st.reads, st.aborted_reads, st.notices = [], [], []
+        st.chunks, st.send_snapshots = [], []
+        st.aborted_term = None
+    return ready
+
+
+def _next_restore(st: RaftState) -> SnapshotMeta | None:
+    """Return the snapshot to be restored, once; runs handed out before it end with it."""
+    restore, st.installing = st.installing, None
+    if restore is not None:
+        st.handed_index = restore.index
+    return restore
+
+
+def _next_committed(st: RaftState) -> Entries | None:
+    """Return the next run to be applied, once the last one was."""
+    if st.handed_index != st.applied_index or st.handed_index == st.commit_index:
+        return None
+    committed = st.log.slice(
+        st.handed_index + 1,
+        st.commit_index,
+        st.settings.apply_batch_bytes,
+        st.settings.apply_batch_entries,
+    )
+    st.handed_index = committed.last_index
+    return committed
