@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from zraft.core.model import NOBODY, Configuration, HardState, Role
+from zraft.core.model import NOBODY, Configuration, Role
 from zraft.core.progress import ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
@@ -23,6 +23,15 @@ class Seen(NamedTuple):
     commit_index: int = 0
     applied_index: int = 0
 
+    def is_still(self, st: RaftState) -> bool:
+        """Return whether all of it is as it was, as after most steps."""
+        return (
+            self.commit_index == st.commit_index
+            and self.applied_index == st.applied_index
+            and self.term == st.term
+            and self.voted_for == st.voted_for
+        )
+
 
 def seen(st: RaftState) -> Seen:
     """Return what `check_delta` will compare with."""
@@ -31,15 +40,15 @@ def seen(st: RaftState) -> Seen:
 
 def check_basic(st: RaftState) -> None:
     """Assert what costs nothing to assert."""
-    log = st.log
+    log, last_index = st.log, st.log.last_index
     assert st.term >= log.last_term, (st.term, log.last_term)
-    assert st.applied_index <= st.handed_index <= st.commit_index <= log.last_index, (
+    assert st.applied_index <= st.handed_index <= st.commit_index <= last_index, (
         st.applied_index,
         st.handed_index,
         st.commit_index,
-        log.last_index,
+        last_index,
     )
-    assert log.compacted.index <= log.persisted_index <= log.saved_index <= log.last_index
+    assert log.compacted.index <= log.persisted_index <= log.saved_index <= last_index
     covered = 0 if st.snapshot is None else st.snapshot.index
     assert log.compacted.index <= covered <= st.commit_index, "a hole before the log"
     assert st.durable.term <= st.term
@@ -47,7 +56,9 @@ def check_basic(st: RaftState) -> None:
     assert (st.attempt is not None) == (st.role in (Role.PRE_CANDIDATE, Role.CANDIDATE))
     if st.role is Role.LEADER:
         assert st.leader_id == st.me
-        assert st.durable == HardState(st.term, st.me), "a leader's vote is durable"
+        durable = st.durable
+        assert durable.term == st.term, "a leader's term is durable"
+        assert durable.voted_for == st.me, "a leader's vote is durable"
     elif st.role is Role.CANDIDATE:
         assert st.voted_for == st.me
         assert st.leader_id == NOBODY

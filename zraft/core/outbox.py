@@ -12,8 +12,8 @@ from zraft.core.ready import Ready
 from zraft.core.state import RaftState
 
 
-def take(st: RaftState) -> Ready:
-    """Return everything that is to be done, and count it as handed out; it may be empty."""
+def take(st: RaftState) -> Ready | None:
+    """Return everything that is to be done, and count it as handed out; None: nothing is."""
     if st.leadership is not None:
         reads.open_round(st, st.leadership)
         replication.replicate(st)
@@ -21,17 +21,26 @@ def take(st: RaftState) -> Ready:
         reads.maybe_confirm(st, st.leadership)
     else:
         reads.ask_leader(st)
-    hard_state = HardState(st.term, st.voted_for)
     entries = st.log.take_unsaved()
     restore = _next_restore(st)
+    committed = _next_committed(st)
+    voted = st.durable.term != st.term or st.durable.voted_for != st.voted_for
+    if (
+        entries is None
+        and committed is None
+        and restore is None
+        and not voted
+        and _has_nothing_to_say(st)
+    ):
+        return None  # every second call ends here: it makes no value
     ready = Ready(
         messages=st.messages,
-        hard_state=None if hard_state == st.durable else hard_state,
+        hard_state=HardState(st.term, st.voted_for) if voted else None,
         entries=entries,
         snapshot=restore,
         messages_after_persist=st.messages_after_persist,
         restore=restore,
-        committed=_next_committed(st),
+        committed=committed,
         aborted_term=st.aborted_term,
         reads=st.reads,
         aborted_reads=st.aborted_reads,
@@ -43,12 +52,25 @@ def take(st: RaftState) -> Ready:
         # They carry a term that is not durable yet: they wait for the sync as well.
         ready.messages_after_persist = ready.messages + ready.messages_after_persist
         ready.messages = []
-    if not ready.is_empty:
-        st.messages, st.messages_after_persist = [], []
-        st.reads, st.aborted_reads, st.notices = [], [], []
-        st.chunks, st.send_snapshots = [], []
-        st.aborted_term = None
+    st.messages, st.messages_after_persist = [], []
+    st.reads, st.aborted_reads, st.notices = [], [], []
+    st.chunks, st.send_snapshots = [], []
+    st.aborted_term = None
     return ready
+
+
+def _has_nothing_to_say(st: RaftState) -> bool:
+    """Return whether no message, answer or notice waits to be handed out."""
+    return not (
+        st.messages
+        or st.messages_after_persist
+        or st.notices
+        or st.reads
+        or st.aborted_reads
+        or st.chunks
+        or st.send_snapshots
+        or st.aborted_term is not None
+    )
 
 
 def _next_restore(st: RaftState) -> SnapshotMeta | None:

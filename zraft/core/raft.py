@@ -204,8 +204,9 @@ class Raft:
             invariants.check_full(st)
         else:
             invariants.check_basic(st)
-        invariants.check_delta(st, self._seen)
-        self._seen = invariants.seen(st)
+        if not self._seen.is_still(st):
+            invariants.check_delta(st, self._seen)
+            self._seen = invariants.seen(st)
 
     def step(self, message: Message, *, now_ms: int) -> None:
         """Take one message of a peer. The transport has checked it: ours, of this cluster.
@@ -378,11 +379,8 @@ class Raft:
     def ready(self) -> Ready | None:
         """Return what to do now, None when there is nothing. See `zraft.core.ready`."""
         assert self._outstanding is None, "the Ready handed out was not advanced"
-        ready = outbox.take(self.state)
-        if ready.is_empty:
-            return None
-        self._outstanding = ready
-        return ready
+        self._outstanding = outbox.take(self.state)
+        return self._outstanding
 
     def advance(self, ready: Ready) -> None:
         """Learn that `ready` was done: persisted, sent, handed on. Only now the own vote counts."""

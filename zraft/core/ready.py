@@ -69,20 +69,3 @@ class Ready:
     def must_persist(self) -> bool:
         """Whether something has to be on disk before `messages_after_persist` may leave."""
         return self.hard_state is not None or self.entries is not None or self.snapshot is not None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
-        return not (
-            self.messages
-            or self.must_persist
-            or self.messages_after_persist
-            or self.committed is not None
-            or self.reads
-            or self.notices
-            or self.aborted_reads
-            or self.aborted_term is not None
-            or self.restore is not None
-            or self.chunks
-            or self.send_snapshots
-        )

@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer(time_s: float) -> int:
+    gc.freeze()  # what is imported stays: a collection need not look at it again
     for line in sys.stdin:
         outcome = run_seed(int(line), time_s=time_s)
         document = to_document(outcome)
