@@ -35,7 +35,7 @@ def cut(state: Recovered, first_index: int) -> Recovered:
     """Return what is left of a log when entries before `first_index` are forgotten."""
     old = state.entries
     drop = first_index - old.first_index
-    compacted = EntryId(first_index - 1, old.terms[drop - 1])
+    compacted = EntryId(first_index - 1, old.terms[drop - 1]) if drop else state.compacted
     entries = Entries(first_index, old.terms[drop:], old.payloads[drop:])
     return state._replace(entries=entries, compacted=compacted)
 

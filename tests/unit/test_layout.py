@@ -16,7 +16,7 @@ from zraft.client.refusals import check_place, check_platform, check_same
 from zraft.config import Config, to_jsonable
 from zraft.control_api import LastExit, NodeRecord, StateFile, Up
 from zraft.errors import ConfigError, ControlError, StorageError, ZraftError
-from zraft.paths import ClusterFile, read_cluster_file
+from zraft.paths import TCP_PORTS_PER_SLOT, ClusterFile, read_cluster_file
 from zraft.procfs import file_system
 from zraft_supervisor.creation import (
     free_base_port,
@@ -199,14 +199,14 @@ def test_tcp_ports_are_below_the_range_that_connections_take_theirs_from(tmp_pat
     """A port that a connection may take can connect to itself; the same directory, same ports."""
     port = free_base_port(tmp_path, 9)
     assert port >= 21000
-    assert port + 18 < 32768
+    assert port + TCP_PORTS_PER_SLOT <= 32768
     assert free_base_port(tmp_path, 9) == port
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port + 3))
         taken.listen()
         other = free_base_port(tmp_path, 9)
         assert other != port
-        assert (other - port) % 20 == 0
+        assert (other - port) % TCP_PORTS_PER_SLOT == 0
 
 
 def test_a_record_is_read_back_and_written_only_when_it_changed(link: Path) -> None:

@@ -143,7 +143,7 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "last_term": best.last_id.term,
         "members": [_survivor_document(one) for one in finding.survivors],
         "voters": [names[member] for member in finding.configuration.voters],
-        "missing": [names[member] for member in finding.missing],
+        "missing": sorted(names[member] for member in finding.missing),
         "has_quorum": finding.has_quorum,
         "may_be_lost": finding.may_be_lost,
         "certain_index": finding.certain_index,
@@ -207,7 +207,7 @@ def findings_in_words(finding: Finding) -> list[tuple[str, str]]:
     last = best.last_id.index
     voters = [names[member] for member in finding.configuration.voters]
     lines = []
-    missing = [names[member] for member in finding.missing]
+    missing = sorted(names[member] for member in finding.missing)
     gone = f"{len(missing)} of {len(voters)} voters are missing ({join_and(missing)})"
     if finding.has_quorum:
         lines.append(("ok", "a majority of voters is here: start the cluster, nothing is lost"))
