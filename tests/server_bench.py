@@ -138,11 +138,15 @@ class ServerBench:
         consistency: Consistency = Consistency.WRITE,
         flags: Flag = Flag.NONE,
         deadline_ms: int = 5000,
+        named: tuple[int, int, int] = (0, 0, 0),
     ) -> int:
-        """Send one client request to `node` and return its id."""
+        """Send one client request to `node` and return its id.
+
+        `named`: session, sequence, ack_below.
+        """
         request_id = self._next_id
         self._next_id += 1
-        request = Request(request_id, 0, 0, 0, deadline_ms, consistency, flags, body)
+        request = Request(request_id, *named, deadline_ms, consistency, flags, body)
         self.servers[node].on_requests(b"client", [request], now_ms=self.now_ms)
         return request_id
 

@@ -31,6 +31,7 @@ class Flag(IntFlag):
     NONE = 0
     FORWARDED = 1  # a node passed it on; it is never passed on twice
     BARRIER = 2  # a write that changes nothing: it is answered once it is applied
+    SESSION = 4  # about a session: the body says what (zraft.machine.session_ops)
 
 
 class Code(IntEnum):
@@ -45,6 +46,7 @@ class Code(IntEnum):
     TOO_LARGE = 6  # not applied
     UNSUPPORTED = 7  # not applied: this node does not know how
     SESSION_EXPIRED = 8  # not applied now: whether it was before, nobody knows any more
+    WITHDRAWN = 9  # not applied, and never will be: somebody asked, and closed that sequence
 
 
 class Request(NamedTuple):

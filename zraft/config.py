@@ -67,11 +67,21 @@ class Storage(Struct, frozen=True, forbid_unknown_fields=True):
     prealloc_bytes: BlockBytes = 256 * KIB
 
 
+class Sessions(Struct, frozen=True, forbid_unknown_fields=True):
+    """The terms under which a leader opens a client's session; they stand in the log then."""
+
+    ttl_ms: Millis = 1_800_000
+    max_sessions: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    max_bytes: Annotated[int, Meta(ge=MIB, le=1024 * MIB)] = 64 * MIB
+
+
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Upper bounds of what one node holds and does at a time."""
 
     max_waiting_requests: Count = 10_000
     max_parked_requests: Count = 1_000
+    max_session_requests: Count = 4_000
+    max_uncommitted_bytes: Bytes = 64 * MIB
     max_request_bytes: RequestBytes = MIB - 4 * KIB
     max_key_bytes: Annotated[int, Meta(ge=1, le=64 * KIB)] = 8 * KIB
     apply_slice_ms: Annotated[int, Meta(ge=1, le=1_000)] = 5
@@ -113,6 +123,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     timing: Timing = field(default_factory=Timing)
     replication: Replication = field(default_factory=Replication)
     storage: Storage = field(default_factory=Storage)
+    sessions: Sessions = field(default_factory=Sessions)
     limits: Limits = field(default_factory=Limits)
     logging: Logging = field(default_factory=Logging)
     supervisor: Supervisor = field(default_factory=Supervisor)

@@ -299,6 +299,11 @@ EVENTS: dict[str, EventSpec] = {
         "request {request} refused: {code}",
         "A client got an error; the code is the one it saw.",
     ),
+    "request.repeated": _trace(
+        "index request",
+        "request {request} was applied before, at {index}",
+        "A write came again under the same session and sequence, and got its first result.",
+    ),
     "request.parked": _trace(
         "requests", "{requests} requests wait for a leader", "No leader is known; they wait here."
     ),

@@ -211,7 +211,8 @@ def test_default_toml_explains_every_key_with_its_unit() -> None:
     """Above each key stand its unit or choice and one sentence of consequence."""
     text = (CONFIGS / "default.toml").read_text(encoding="utf-8")
     units = (
-        r"(Milliseconds|Seconds|Bytes|Messages|Requests|Entries|Events|Files|Crashes|true or|\")"
+        r"(Milliseconds|Seconds|Bytes|Messages|Requests|Entries|Events|Files|Crashes|Sessions"
+        r"|true or|\")"
     )
     for key in KEYS:
         name = key.partition(".")[2]

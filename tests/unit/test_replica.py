@@ -16,6 +16,8 @@ from zraft.machine.replica import FORMAT, MACHINE, SESSIONS, Outcome, Replica
 from zraft.wire_entry import EntryCodec, pack
 
 CODEC = EntryCodec()
+HEAD = (SESSIONS, pack([FORMAT, 0]))
+TABLE = (SESSIONS, pack([0, 1, 0]))  # of no sessions
 
 
 class Log:
@@ -39,7 +41,7 @@ class Log:
 def test_an_entry_has_an_outcome_and_moves_the_place() -> None:
     """Results and refusals alike; the place is that of the entry."""
     log = Log(term=3)
-    assert log.put(b"x", b"1") == (EntryType.COMMAND, 3, Code.OK, b"\x91\x02")
+    assert log.put(b"x", b"1") == Outcome(EntryType.COMMAND, 3, Code.OK, b"\x91\x02", 1)
     refused = log.entry(b"poison")
     assert refused.code == Code.INVALID
     assert b"not a command" in refused.result
@@ -53,8 +55,8 @@ def test_entries_that_are_not_for_the_machine_do_not_reach_it() -> None:
     """Of the replica only the place and the digest move."""
     log = Log()
     state, seen = log.replica.machine.digest(), {log.replica.digest()}
-    for kind in (EntryType.NOOP, EntryType.BARRIER):
-        assert log.entry(b"", kind) == (kind, 1, Code.OK, b"")
+    for index, kind in enumerate((EntryType.NOOP, EntryType.BARRIER), 1):
+        assert log.entry(b"", kind) == Outcome(kind, 1, Code.OK, b"", index)
         seen.add(log.replica.digest())
     assert log.replica.machine.digest() == state
     assert log.replica.applied.index == 2
@@ -126,7 +128,7 @@ def test_a_snapshot_restores_place_digest_and_state() -> None:
     sections = log.replica.snapshot()
     log.put(b"later", b"1")
     parts = list(sections)
-    assert [name for name, _ in parts] == [SESSIONS, MACHINE]
+    assert [name for name, _ in parts] == [SESSIONS, SESSIONS, MACHINE]
     copy.replica.restore(at, parts)
     assert (copy.replica.applied, copy.replica.digest()) == (at, digest)
     assert copy.put(b"later", b"1").code == Code.OK
@@ -142,8 +144,14 @@ def test_a_snapshot_restores_place_digest_and_state() -> None:
         ([(SESSIONS, pack([FORMAT]))], DecodeError),
         ([(SESSIONS, pack([FORMAT, -1]))], DecodeError),
         ([(SESSIONS, pack([FORMAT + 1, 0]))], VersionError),
-        ([(SESSIONS, pack([FORMAT, 0])), ("strange", b"")], DecodeError),
-        ([(SESSIONS, pack([FORMAT, 0])), (MACHINE, b"damaged")], DecodeError),
+        ([HEAD], DecodeError),
+        ([HEAD, (SESSIONS, pack([1, 1, 0]))], DecodeError),
+        ([HEAD, (SESSIONS, pack([0, 1, 0])), (SESSIONS, pack([[1, 1, 1, 1]]))], DecodeError),
+        ([HEAD, TABLE, (SESSIONS, pack([[1, 1, 1, 1, []]]))], DecodeError),
+        ([HEAD, TABLE, (SESSIONS, pack([[1, 1, 1, 1, [[1, 1, 99, b""]]]]))], DecodeError),
+        ([HEAD, TABLE], DecodeError),
+        ([HEAD, ("strange", b"")], DecodeError),
+        ([HEAD, TABLE, (MACHINE, b"damaged")], DecodeError),
     ],
 )
 def test_what_is_no_snapshot_changes_nothing(

@@ -25,7 +25,7 @@ and results stay in the running digest for ever. Whoever gets a page compares it
 it. Nothing here is on the way of a write; a healthy cluster sends one message of 60 bytes a node
 for 1,024 entries.
 
-The object is pure: no clock, no socket. The replica writes the history, the server sends what
+The watch is pure: no clock, no socket. The replica writes the history; `compare_states` sends what
 `flush` returns.
 """
 
@@ -36,10 +36,12 @@ from typing import NamedTuple
 
 from zraft.core.messages import DigestPurpose, StateDigest
 from zraft.core.model import NOBODY, Configuration, MemberId, quorum_size
+from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
 from zraft.errors import DivergedError
 from zraft.machine.history import DigestHistory
 from zraft.node.ports import Report
+from zraft.transport.base import Peers
 
 INTERVAL = 1024
 WAIT_MS = 1_000  # for reports, when no majority agrees
@@ -243,3 +245,17 @@ def _groups(reports: dict[MemberId, int]) -> dict[int, list[MemberId]]:
 def _is_majority(members: Collection[MemberId], configuration: Configuration) -> bool:
     voters = configuration.voters
     return len(set(members).intersection(voters)) >= quorum_size(voters)
+
+
+def compare_states(watch: DigestWatch, raft: Raft, peers: Peers, *, now_ms: int) -> None:
+    """At the end of a turn: compare with the others; a leader that is wrong leads no longer.
+
+    Raises:
+        DivergedError: this node's state is not the others'.
+    """
+    view = View(raft.term, raft.leader_id, raft.state.configuration)
+    messages = watch.flush(view, now_ms=now_ms)
+    if messages:
+        peers.send(messages)
+    if watch.is_wrong and raft.state.leadership is not None:
+        raft.step_down(now_ms=now_ms, reason="diverged")

@@ -15,6 +15,7 @@ import msgspec
 from zraft.config import Config
 from zraft.core.model import MemberId, Settings
 from zraft.errors import ConfigError, NotRunning
+from zraft.machine.session_ops import Terms
 from zraft.node.ports import Limits
 from zraft.paths import ENDPOINT_KINDS, ClusterFile, read_cluster_file
 from zraft.storage.base import Identity
@@ -120,12 +121,15 @@ def raft_settings(config: Config) -> Settings:
 
 def server_limits(config: Config) -> Limits:
     """Return the server's part of the configuration; a sync is slow if it costs a heartbeat."""
-    limits = config.limits
+    limits, sessions = config.limits, config.sessions
     return Limits(
         max_waiting_requests=limits.max_waiting_requests,
         max_parked_requests=limits.max_parked_requests,
+        max_session_requests=limits.max_session_requests,
+        max_uncommitted_bytes=limits.max_uncommitted_bytes,
         park_ms=2 * config.timing.election_max_ms,
         max_request_bytes=limits.max_request_bytes,
         apply_slice_ms=limits.apply_slice_ms,
+        session_terms=Terms(sessions.ttl_ms, sessions.max_sessions, sessions.max_bytes),
         sync_slow_ms=config.timing.heartbeat_ms,
     )

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from zraft.api import Reply, Request
 from zraft.core.model import MemberId
+from zraft.machine.session_ops import Terms
 
 
 class ReplyPort(Protocol):
@@ -41,7 +42,10 @@ class Limits(NamedTuple):
     max_waiting_requests: int = 10_000
     max_parked_requests: int = 1_000
     park_ms: int = 600
+    max_session_requests: int = 4_000
+    max_uncommitted_bytes: int = 64 << 20
     max_request_bytes: int = (1 << 20) - 4096
     apply_slice_ms: int = 5
     sync_slow_ms: int = 50
     digest_interval: int = 1024
+    session_terms: Terms = Terms()

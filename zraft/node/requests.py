@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from zraft.api import Code, Consistency, Request
+from zraft.api import Request
 from zraft.core.model import NOBODY, MemberId
 from zraft.core.state import FAR_MS
-from zraft.node.ports import Limits
 
 BUCKET_MS = 16
 """Deadlines are looked at in buckets of this width: an answer to nobody may be that late."""
@@ -44,6 +43,8 @@ class Ticket:
     term: int = 0  # of its entry, when proposed
     leader: MemberId = NOBODY  # who has it, when forwarded
     parked_ms: int = 0  # when it was parked first
+    taken_ms: int = 0
+    following: Ticket | None = None  # waits for the same entry
 
 
 class ConfirmedRead(NamedTuple):
@@ -80,22 +81,3 @@ class Deadlines:
             for ticket in due:
                 if ticket.place is not Place.DONE:
                     yield ticket
-
-
-def refusal_of(
-    request: Request, limits: Limits, waiting: int, *, stopping: bool
-) -> tuple[Code, str] | None:
-    """Return why a request can't be taken, None to take it; nothing of a refused one was done."""
-    if len(request.body) > limits.max_request_bytes:
-        return Code.TOO_LARGE, f"a request has at most {limits.max_request_bytes} bytes"
-    if request.session:
-        return Code.UNSUPPORTED, "sessions are not built yet"
-    if request.consistency == Consistency.STALE:
-        return None
-    if request.consistency not in (Consistency.WRITE, Consistency.LINEARIZABLE):
-        return Code.UNSUPPORTED, f"consistency {request.consistency} is not built yet"
-    if stopping:
-        return Code.UNAVAILABLE, "the node is stopping"
-    if waiting >= limits.max_waiting_requests:
-        return Code.BUSY, f"{waiting} requests wait"
-    return None

@@ -17,21 +17,22 @@ same term means ok, another term means failed. Only its deadline turns it into u
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from zraft import crashpoints
 from zraft.api import Code, Consistency, Flag, Reply, Request
 from zraft.core.messages import Message, StateDigest
-from zraft.core.model import NOBODY, Command, Entries, EntryType, MemberId
+from zraft.core.model import NOBODY, MemberId
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
 from zraft.machine.base import Ctx, StateMachine
-from zraft.machine.replica import Replica
-from zraft.node.digests import DigestWatch, View
+from zraft.machine.replica import Applying, Replica
+from zraft.node.admission import Admission
+from zraft.node.digests import DigestWatch, compare_states
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
-from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket, refusal_of
+from zraft.node.proposals import Proposals, chain_of, command_of
+from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
 
@@ -41,16 +42,8 @@ MAX_DEADLINE_MS = 600_000
 APPLY_CLOCK_EVERY = 32
 """Entries applied between two looks at the clock."""
 
-_BARRIER = int(Flag.BARRIER)  # plain numbers: each operation on a flag makes an object
-_FORWARDED = int(Flag.FORWARDED)
-
-
-@dataclass(slots=True)
-class Applying:
-    """A run of committed entries and how far it is applied."""
-
-    entries: Entries
-    position: int = 0
+_FORWARDED = int(Flag.FORWARDED)  # plain numbers: each operation on a flag makes an object
+_SESSION = int(Flag.SESSION)
 
 
 class Server:
@@ -88,15 +81,13 @@ class Server:
         self._applying: Applying | None = None
         self._deadlines = Deadlines()
         self._parked: dict[int, Ticket] = {}
-        self._proposed: dict[int, Ticket] = {}
+        self._proposals = Proposals()
         self._reading: dict[int, list[Ticket]] = {}
         self._confirmed: list[ConfirmedRead] = []
         self._forwarded: dict[int, Ticket] = {}
         self._next_key = 1
         self._route_ms = FAR_MS
-        self._stopping = False
-        self.waiting = 0
-        """Requests that were taken and not answered."""
+        self._admission = Admission(limits)
 
     # What is known
 
@@ -106,6 +97,11 @@ class Server:
         return self.replica.applied.index
 
     @property
+    def waiting(self) -> int:
+        """Requests that were taken and not answered."""
+        return self._admission.waiting
+
+    @property
     def parked(self) -> int:
         """Requests that wait for a leader."""
         return len(self._parked)
@@ -113,7 +109,7 @@ class Server:
     @property
     def drained(self) -> bool:
         """Whether no proposal is undecided: a good moment to stop."""
-        return not self._proposed
+        return not self._proposals
 
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
@@ -151,25 +147,40 @@ class Server:
         """Take the requests of one client frame, in order."""
         tickets: list[Ticket] = []
         for request in requests:
-            refusal = refusal_of(request, self._limits, self.waiting, stopping=self._stopping)
-            if refusal is not None:
-                code, why = refusal
-                self._answer(client, request.request_id, code, why.encode())
-                continue
             deadline_ms = now_ms + min(request.deadline_ms, MAX_DEADLINE_MS)
-            ticket = Ticket(client, request, deadline_ms)
-            if request.consistency == Consistency.STALE:
-                self._query(ticket)
+            ticket = Ticket(client, request, deadline_ms, taken_ms=now_ms)
+            if self._is_answered_at_once(ticket, now_ms):
                 continue
-            self.waiting += 1
+            self._admission.enter(request)
             self._deadlines.add(ticket)
             tickets.append(ticket)
         if tickets:
             self._route(tickets, now_ms)
 
+    def _is_answered_at_once(self, ticket: Ticket, now_ms: int) -> bool:
+        """Answer what can't be taken, what was applied before, and what asks this node alone."""
+        request, leads = ticket.request, self.raft.leader_id == self._me
+        refusal = self._admission.refusal(
+            request,
+            uncommitted_bytes=self._proposals.uncommitted_bytes if leads else 0,
+            waited_ms=self._proposals.waited_ms(now_ms),
+        )
+        if refusal is not None:
+            self._answer(ticket, refusal.code, refusal.why.encode(), delay_ms=refusal.delay_ms)
+            return True
+        if request.session and not request.flags & _SESSION:
+            kept = self.replica.sessions.find(request.session, request.sequence)
+            if kept is not None:
+                self._report("request.repeated", index=kept.index, request=request.request_id)
+                self._answer(ticket, kept.code, kept.result, kept.index)
+                return True
+        if request.consistency == Consistency.STALE:
+            self._query(ticket)
+            return True
+        return False
+
     def on_forward_replies(self, leader: MemberId, replies: list[Reply], *, now_ms: int) -> None:
-        """Pass the leader's replies on to the clients that asked here."""
-        del leader, now_ms  # the id alone names the ticket
+        """Pass the leader's replies on to the clients that asked here; the id names the ticket."""
         for reply in replies:
             ticket = self._forwarded.get(reply.request_id)
             if ticket is not None:
@@ -200,7 +211,7 @@ class Server:
 
     def prepare_stop(self, *, now_ms: int) -> None:
         """Take no new requests; those that are in the log may still be decided (see `drained`)."""
-        self._stopping = True
+        self._admission.stopping = True
         for ticket in list(self._parked.values()):
             self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
         self._route_ms = FAR_MS
@@ -210,7 +221,7 @@ class Server:
         """Give up leadership and answer everyone who still waits. Only `flush` may follow."""
         self.raft.step_down(now_ms=now_ms, reason="stop")
         self.flush(now_ms=now_ms)
-        undecided = [*self._proposed.values(), *self._forwarded.values()]
+        undecided = [*self._proposals, *self._forwarded.values()]
         reading = [ticket for tickets in self._reading.values() for ticket in tickets]
         reading += [ticket for read in self._confirmed for ticket in read.tickets]
         for ticket in [*undecided, *reading, *self._parked.values()]:
@@ -233,21 +244,7 @@ class Server:
         """As the leader: writes into the log, in one proposal; reads share one round."""
         writes = [t for t in tickets if t.request.consistency == Consistency.WRITE]
         if writes:
-            commands = [
-                Command(
-                    t.request.body,
-                    EntryType.BARRIER if t.request.flags & _BARRIER else EntryType.COMMAND,
-                )
-                for t in writes
-            ]
-            first = self.raft.propose(commands, now_ms=now_ms)
-            assert first is not None, "only a leader takes requests"
-            for index, ticket in enumerate(writes, first.index):
-                older = self._proposed.get(index)
-                if older is not None:
-                    self._expire(older, "this node led again before it was decided")
-                ticket.place, ticket.key, ticket.term = Place.PROPOSED, index, first.term
-                self._proposed[index] = ticket
+            self._propose(writes, now_ms)
         if len(writes) == len(tickets):
             return
         read_id = self.raft.read(now_ms=now_ms)
@@ -256,6 +253,18 @@ class Server:
             if ticket.request.consistency != Consistency.WRITE:
                 ticket.place = Place.READING
                 self._reading.setdefault(read_id, []).append(ticket)
+
+    def _propose(self, writes: list[Ticket], now_ms: int) -> None:
+        """Put writes into the log; a copy of one that is there already waits with it."""
+        self._proposals.begin(self.raft.term)
+        new = [ticket for ticket in writes if not self._proposals.join(ticket)]
+        if not new:
+            return
+        commands = [command_of(ticket.request, self._limits.session_terms) for ticket in new]
+        first = self.raft.propose(commands, now_ms=now_ms)
+        assert first is not None, "only a leader takes requests"
+        for older in self._proposals.add(first.index, new):
+            self._expire(older, "this node led again before it was decided")
 
     def _forward(self, leader: MemberId, tickets: list[Ticket], now_ms: int) -> None:
         """Pass requests on to the leader, once; one that was passed on already goes back."""
@@ -296,7 +305,7 @@ class Server:
         for ticket in tickets:
             if ticket.request.flags & _FORWARDED:
                 self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
-            elif self._stopping:
+            elif self._admission.stopping:
                 self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
             elif len(self._parked) >= self._limits.max_parked_requests:
                 self._refuse(ticket, Code.BUSY, f"{len(self._parked)} requests wait for a leader")
@@ -366,18 +375,8 @@ class Server:
             self._route_parked(now_ms)
         self._apply(slice_ends_ns)
         self._answer_reads()
-        self._compare_digests(now_ms)
+        compare_states(self.digests, self.raft, self.peers, now_ms=now_ms)
         return self._applying is not None
-
-    def _compare_digests(self, now_ms: int) -> None:
-        """Compare states with the others; a leader whose state is wrong leads no longer."""
-        raft, digests = self.raft, self.digests
-        view = View(raft.term, raft.leader_id, raft.state.configuration)
-        messages = digests.flush(view, now_ms=now_ms)
-        if messages:
-            self.peers.send(messages)
-        if digests.is_wrong and raft.leader_id == self._me:
-            raft.step_down(now_ms=now_ms, reason="diverged")
 
     def _persist(self, ready: Ready) -> None:
         started_ns = self._clock_ns()
@@ -409,19 +408,23 @@ class Server:
         if position == count:
             self._applying = None
         self.raft.on_applied(self.replica.applied.index)
+        self._proposals.on_applied(self.replica.applied.index)
         if crashpoints.armed:
             crashpoints.reach("apply.slice-done")
 
     def _apply_one(self, index: int, payload: bytes) -> None:
         outcome = self.replica.apply(index, payload)
-        ticket = self._proposed.get(index)
-        if ticket is None:
+        first = self._proposals.take(index)
+        if first is None:
             return
-        if ticket.term != outcome.term:
-            self._refuse(ticket, Code.UNAVAILABLE, "another leader's entry took its place")
-            return
-        self._finish(ticket)
-        self._answer(ticket.client, ticket.request.request_id, outcome.code, outcome.result, index)
+        for ticket in chain_of(first):
+            if ticket.term != outcome.term:
+                self._refuse(ticket, Code.UNAVAILABLE, "another leader's entry took its place")
+                continue
+            self._finish(ticket)
+            if outcome.index != index:
+                self._report("request.repeated", index=outcome.index, request=index)
+            self._answer(ticket, outcome.code, outcome.result, outcome.index)
 
     def _collect_reads(self, ready: Ready) -> None:
         for state in ready.reads:
@@ -453,9 +456,8 @@ class Server:
 
     def _query(self, ticket: Ticket) -> None:
         """Ask the state machine as it is now, and reply."""
-        replica, request_id = self.replica, ticket.request.request_id
-        code, answer = replica.query(ticket.request.body)
-        self._answer(ticket.client, request_id, code, answer, replica.applied.index)
+        code, answer = self.replica.query(ticket.request.body)
+        self._answer(ticket, code, answer, self.replica.applied.index)
 
     # How a request ends
 
@@ -463,17 +465,17 @@ class Server:
         """Take a ticket out of its place. Those of a read stay listed, and are passed over."""
         assert ticket.place is not Place.DONE
         if ticket.place is Place.PROPOSED:
-            del self._proposed[ticket.key]
+            self._proposals.remove(ticket)
         elif ticket.place is Place.FORWARDED:
             del self._forwarded[ticket.key]
         elif ticket.place is Place.PARKED:
             self._parked.pop(ticket.key, None)
         ticket.place = Place.DONE
-        self.waiting -= 1
+        self._admission.leave(ticket.request)
 
     def _refuse(self, ticket: Ticket, code: Code, why: str) -> None:
         self._finish(ticket)
-        self._answer(ticket.client, ticket.request.request_id, code, why.encode())
+        self._answer(ticket, code, why.encode())
 
     def _expire(self, ticket: Ticket, why: str = "the deadline passed") -> None:
         """Tell a client what is known of its request when nothing more will be."""
@@ -484,14 +486,14 @@ class Server:
         self._refuse(ticket, Code.UNKNOWN if is_write and handed_on else Code.UNAVAILABLE, why)
 
     def _answer(
-        self, client: bytes, request_id: int, code: Code, body: bytes, index: int = 0
+        self, ticket: Ticket, code: Code, body: bytes, index: int = 0, delay_ms: int = 0
     ) -> None:
-        raft = self.raft
+        raft, request_id = self.raft, ticket.request.request_id
         if code is not Code.OK:
             self._report("request.rejected", code=code.name, request=request_id)
         self._replies.reply(
-            client,
-            Reply(request_id, code, self._me, raft.term, index, raft.leader_id, body),
+            ticket.client,
+            Reply(request_id, code, self._me, raft.term, index, raft.leader_id, body, delay_ms),
         )
 
     def _report_apply_error(self, ctx: Ctx, error: Exception) -> None:
