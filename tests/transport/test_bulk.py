@@ -93,6 +93,14 @@ class End:
             self.chunks += self.sockets.receive(4)
         self.sockets.on_timer(clock.now_ms())
 
+    def send(self, peer: int, number: int, size_bytes: int = CHUNK_BYTES) -> bool:
+        """Send a chunk if the lane takes it now."""
+        return self.sockets.send(chunk(self.me, peer, number, size_bytes))
+
+    def sends(self, peer: int, number: int) -> None:
+        """Send a chunk, as soon as the lane takes it; of a new pipe a socket hears a bit later."""
+        self._net.run(lambda: self.send(peer, number))
+
     def connect(self, peer: int) -> None:
         """Open a lane and wait until it has a connection."""
         self.sockets.open(peer)
@@ -123,13 +131,13 @@ def end(net: Net) -> Iterator[Callable[..., End]]:
 def test_chunks_arrive_whole_and_in_order(net: Net, end: Callable[..., End]) -> None:
     """64 to 256 KiB each, more than any buffer on the way holds."""
     first, second = end(1), end(2)
-    assert not first.sockets.send(chunk(1, 2, 0)), "there is no lane yet"
+    assert not first.send(2, 0), "there is no lane yet"
     first.connect(2)
     sent = 0
 
     def pump() -> bool:
         nonlocal sent
-        while sent < 100 and first.sockets.send(chunk(1, 2, sent, (64 << 10) + sent)):
+        while sent < 100 and first.send(2, sent, (64 << 10) + sent):
             sent += 1
         return len(second.chunks) == 100
 
@@ -154,7 +162,7 @@ def test_a_lane_exists_only_while_it_is_open(
         first.connect(2)
         first.sockets.open(2)
         assert len(first.sockets.pollables()) == 2
-        assert first.sockets.send(chunk(1, 2, round_number))
+        first.sends(2, round_number)
         net.run(lambda: len(second.chunks) > round_number)  # noqa: B023  # run at once
         first.sockets.shut(2)
         first.sockets.shut(2)
@@ -173,7 +181,7 @@ def test_a_full_bulk_lane_holds_up_no_heartbeat(net: Net, end: Callable[..., End
 
     def stuff() -> bool:
         nonlocal sent
-        while sent < 100 and first.sockets.send(chunk(1, 2, sent)):
+        while sent < 100 and first.send(2, sent):
             sent += 1
         return sent == 100
 
@@ -190,16 +198,16 @@ def test_a_peer_that_dies_in_the_middle_is_reached_again(net: Net, end: Callable
     """Chunks fail to leave while it is gone; its next life gets what is sent from then on."""
     first, second = end(1), end(2)
     first.connect(2)
-    assert first.sockets.send(chunk(1, 2, 0))
+    first.sends(2, 0)
     net.run(lambda: second.numbers == [0])
     second.reading = False
-    assert first.sockets.send(chunk(1, 2, 1))
+    first.sends(2, 1)
     second.kill()
     net.run(lambda: not first.sockets.is_connected(2))
-    assert not first.sockets.send(chunk(1, 2, 2))
+    net.run(lambda: not first.send(2, 2))  # the socket hears of the pipe's end after its monitor
     again = end(2, incarnation=2)
     net.run(lambda: first.sockets.is_connected(2))
-    assert first.sockets.send(chunk(1, 2, 3))
+    first.sends(2, 3)
     net.run(lambda: again.numbers == [3])
 
 
@@ -208,11 +216,11 @@ def test_a_sender_that_dies_leaves_nothing_half_read(net: Net, end: Callable[...
     first, second = end(1), end(2)
     second.reading = False
     first.connect(2)
-    assert first.sockets.send(chunk(1, 2, 0))
+    first.sends(2, 0)
     first.kill()
     later = end(1, incarnation=2)
     later.connect(2)
-    assert later.sockets.send(chunk(1, 2, 5))
+    later.sends(2, 5)
     second.reading = True
     net.run(lambda: second.numbers[-1:] == [5])
     assert second.numbers in ([5], [0, 5])
@@ -225,7 +233,7 @@ def test_a_renewed_lane_goes_on(net: Net, end: Callable[..., End]) -> None:
     first.connect(2)
     first.sockets.renew(2)
     net.run(lambda: first.sockets.is_connected(2))
-    assert first.sockets.send(chunk(1, 2, 1))
+    first.sends(2, 1)
     net.run(lambda: second.numbers == [1])
     assert first.counter("lanes_made_anew") == 1
 
@@ -251,7 +259,7 @@ def test_fault_rules_act_on_chunks(net: Net, end: Callable[..., End]) -> None:
 
     def under(fault: Fault, number: int) -> None:
         first.links.add(fault)
-        assert first.sockets.send(chunk(1, 2, number)), "the sender can't tell"
+        first.sends(2, number)
 
     drop = Drop("f1", [2], rate=1.0, random=dice, kinds=kinds)
     under(drop, 0)
@@ -262,14 +270,14 @@ def test_fault_rules_act_on_chunks(net: Net, end: Callable[..., End]) -> None:
     delay = Delay("f3", [2], rate=1.0, random=dice, kinds=kinds, delay_ms=30)
     under(delay, 2)
     first.links.heal("f3")
-    assert first.sockets.send(chunk(1, 2, 3))
+    first.sends(2, 3)
     net.run(lambda: len(second.chunks) == 4)
     assert second.numbers == [1, 1, 3, 2]
     votes = Drop("f4", [2], rate=1.0, random=dice, kinds=[MESSAGE_KINDS["vote"]])
     under(votes, 4)
     net.run(lambda: second.numbers[-1:] == [4])
     second.links.isolate([1])
-    assert first.sockets.send(chunk(1, 2, 5))
+    first.sends(2, 5)
     net.run(lambda: second.counter("dropped_fault") == 1)
 
 
@@ -322,8 +330,8 @@ def test_raw_bytes_and_oversize_frames_change_nothing(net: Net, end: Callable[..
     dealer = net.dealer(3)
     dealer.send(bytes(MAX_BULK_FRAME_BYTES + 1))
     second.connect(1)
-    assert not second.sockets.send(chunk(2, 1, 0, MAX_BULK_FRAME_BYTES))
+    assert not second.send(1, 0, MAX_BULK_FRAME_BYTES)
     assert second.counter("sent_too_large") == 1
     assert MAX_BULK_FRAME_BYTES < MAX_FRAME_BYTES
-    assert second.sockets.send(chunk(2, 1, 1))
+    second.sends(1, 1)
     net.run(lambda: first.numbers == [1])

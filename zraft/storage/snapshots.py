@@ -88,10 +88,11 @@ class SnapshotStore:
     # ------------------------------------------------------------------------------------- reading
 
     def load(self) -> SnapshotMeta | None:
-        """Return the newest snapshot that is whole; remove what was left half-made.
+        """Return the newest snapshot that is whole; remove older ones, and what was half-made.
 
-        Newer ones that are damaged are listed in `damaged`, and stay where they are. Whether an
-        older one will do is for `recover` to say, which knows the log. What is returned is durable.
+        Newer ones that are damaged are listed in `damaged`, and then everything stays where it is.
+        Whether an older one will do is for `recover` to say, which knows the log. What is returned
+        is durable.
 
         Raises:
             ForeignDataError: a snapshot of another cluster, or of a newer format.
@@ -109,6 +110,8 @@ class SnapshotStore:
                 )
             else:
                 break
+        if self.newest is not None and not self.damaged:
+            self._directory.delete_all_but(self._path(self.newest))
         return self.newest
 
     def list(self) -> list[SnapshotMeta]:
@@ -154,7 +157,10 @@ class SnapshotStore:
         if self._writer is not None:
             self._writer.abort()
         file = GrowingFile(self._directory, WRITING_NAME)
-        self._writer = SnapshotWriter(file, self.identity, meta, self._publish)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(file.drop)
+            self._writer = SnapshotWriter(file, self.identity, meta, self._publish)
+            on_failure.pop_all()
         return self._writer
 
     def receive(self, index: int, term: int, size_bytes: int, crc: int) -> Incoming:
