@@ -22,7 +22,7 @@ NONSENSE = (
     ("drop", "--link", "n1:n2", "--rate", "130%"),
     ("drop", "--rate", "30%"),
     ("delay", "--link", "n1:n2", "--ms", "5", "--dist", "pareto"),
-    ("corrupt", "--link", "n1:n2", "--rate", "5%", "--rpc", "snapshot"),
+    ("corrupt", "--link", "n1:n2", "--rate", "5%", "--rpc", "gossip"),
     ("heal",),
     ("heal", "f1", "--all"),
     ("heal", "--kind", "partitoin"),
