@@ -29,7 +29,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec.json
 
 from zraft import clock
-from zraft.events import EVENTS, EventSpec, render_events_markdown
+from zraft.event_spec import EventSpec
+from zraft.events import EVENTS, render_events_markdown
 
 __all__ = ["EVENTS", "EventSpec", "Fact", "Telemetry", "TraceMode", "render_events_markdown"]
 
@@ -39,7 +40,9 @@ LINE_VERSION = 1
 BUFFER_LINES = 64
 BUFFER_MS = 100
 TRACE_WINDOW_NS = 1_000_000_000
-MEMBER_FIELDS = frozenset({"peer", "leader", "votes", "heard"})
+MEMBER_FIELDS = frozenset(
+    {"peer", "leader", "votes", "heard", "voters", "outgoing", "learners", "joining"}
+)
 """Fields of the core's facts that hold member ids; people read labels."""
 
 _FIELDS = {name: frozenset(spec.fields) for name, spec in EVENTS.items()}

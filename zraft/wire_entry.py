@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from zraft.core.model import Command, Configuration, Entries, EntryType, MemberInfo
+from zraft.core.model import MAX_MEMBERS, Command, Configuration, Entries, EntryType, MemberInfo
 from zraft.errors import DecodeError
 
 MAX_FRAME_BYTES = 4 << 20
 MAX_ENTRIES = 65536  # in one frame
 MAX_U64 = (1 << 64) - 1
-MAX_MEMBERS = 64
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
@@ -194,7 +193,10 @@ def _member_info(item: object) -> MemberInfo:
 
 
 def decode_entries(first_index: int, payloads: object, limit_term: int) -> Entries:
-    """Check a list of payloads and take the terms out; terms never fall nor pass the sender's."""
+    """Check a list of payloads and take the terms out; terms never fall nor pass the sender's.
+
+    A configuration among them is checked as well: the core reads it as soon as it is appended.
+    """
     if type(payloads) is not list:
         raise DecodeError("entries are not an array")
     terms: list[int] = []
@@ -202,7 +204,10 @@ def decode_entries(first_index: int, payloads: object, limit_term: int) -> Entri
     for payload in payloads:
         if type(payload) is not bytes:
             raise DecodeError("an entry is not bytes")
-        term = decode_entry(payload).term
+        entry = decode_entry(payload)
+        term = entry.term
+        if entry.type == _CONFIG:
+            decode_configuration(entry.body)
         if not last_term <= term <= limit_term or term == 0:
             raise DecodeError("the terms of entries fall, or pass the sender's term")
         terms.append(term)

@@ -15,7 +15,7 @@ from zraft.core.messages import (
 )
 from zraft.core.model import Entries
 from zraft.testing.compact import ScriptError, message_text, parse_message, parse_terms
-from zraft.testing.core_cluster import payload_at
+from zraft.testing.core_disk import payload_at
 from zraft.testing.interaction import Interaction, parse_script, rewritten
 
 FILES = sorted(Path(__file__).parent.glob("*.txt"))

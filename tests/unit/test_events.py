@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from zraft.events import CONTEXT_FIELDS, EVENTS, RESERVED_FIELDS, render_events_markdown
+from zraft.event_spec import CONTEXT_FIELDS, RESERVED_FIELDS
+from zraft.events import EVENTS, render_events_markdown
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(p for top in ("zraft", "supervisor") for p in (ROOT / top).rglob("*.py"))

@@ -28,10 +28,12 @@ class Configurations:
 
     def at(self, index: int) -> Configuration:
         """Return the one in force for a log that ends at `index`, which is not compacted away."""
-        for configuration in reversed(self._along):
-            if configuration.index <= index:
-                return configuration
-        raise AssertionError(f"no configuration is known at index {index}")
+        return self.since(index)[0]
+
+    def since(self, index: int) -> list[Configuration]:
+        """Return the one in force at `index` and all after it, oldest first."""
+        start = max(i for i, c in enumerate(self._along) if i == 0 or c.index <= index)
+        return self._along[start:]
 
     def append(self, configuration: Configuration) -> None:
         """Add that of an entry which was appended: from here on it counts."""

@@ -19,6 +19,9 @@ MemberId = int
 
 NOBODY: MemberId = 0
 
+MAX_MEMBERS = 64
+"""Of all kinds, in one configuration; while it is joint, the leaving ones among them."""
+
 
 class Role(Enum):
     """What a node is at the moment (Raft §5.1; pre-candidate: thesis §9.6)."""

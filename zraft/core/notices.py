@@ -135,6 +135,92 @@ class CommitAdvanced(Notice):
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigAppended(Notice):
+    """A configuration joined the log and counts from now on; joint if `outgoing` is not empty."""
+
+    event: ClassVar[str] = "config.appended"
+    index: int
+    voters: tuple[MemberId, ...]
+    outgoing: tuple[MemberId, ...]
+    learners: tuple[MemberId, ...]
+    joining: tuple[MemberId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCommitted(Notice):
+    """A configuration can't be taken back any more."""
+
+    event: ClassVar[str] = "config.committed"
+    index: int
+    voters: tuple[MemberId, ...]
+    outgoing: tuple[MemberId, ...]
+    learners: tuple[MemberId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRolledBack(Notice):
+    """The entry of a configuration was truncated: the one at `now` counts again."""
+
+    event: ClassVar[str] = "config.rolled_back"
+    index: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAdded(Notice):
+    """A learner joined, by the committed configuration at `index`."""
+
+    event: ClassVar[str] = "member.added"
+    peer: MemberId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberCaughtUp(Notice):
+    """A joining learner keeps up with the leader, who promotes it now."""
+
+    event: ClassVar[str] = "member.caught_up"
+    peer: MemberId
+    match_index: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPromoted(Notice):
+    """A member votes from now on, by the committed configuration at `index`."""
+
+    event: ClassVar[str] = "member.promoted"
+    peer: MemberId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberDemoted(Notice):
+    """A voter only listens from now on, by the committed configuration at `index`."""
+
+    event: ClassVar[str] = "member.demoted"
+    peer: MemberId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRemoved(Notice):
+    """A member is none any more, by the committed configuration at `index`."""
+
+    event: ClassVar[str] = "member.removed"
+    peer: MemberId
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed(Notice):
+    """This node is no member any more; a configuration that is committed is without it."""
+
+    event: ClassVar[str] = "node.removed"
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProgressChanged(Notice):
     """A leader's view of a peer changed between probe, replicate and snapshot."""
 

@@ -6,7 +6,7 @@ loop brought leaves together.
 
 from __future__ import annotations
 
-from zraft.core import reads, replication, transfer
+from zraft.core import changing, reads, replication, transfer
 from zraft.core.model import Entries, HardState, SnapshotMeta
 from zraft.core.ready import Ready
 from zraft.core.state import RaftState
@@ -19,6 +19,7 @@ def take(st: RaftState) -> Ready | None:
         replication.replicate(st)
         transfer.maybe_hand_over(st, st.leadership)
         reads.maybe_confirm(st, st.leadership)
+        changing.maybe_leave(st)
     else:
         reads.ask_leader(st)
     entries = st.log.take_unsaved()

@@ -60,6 +60,19 @@ class Inflights:
 
 
 @dataclass(slots=True)
+class CatchUp:
+    """How far a learner is behind, in rounds of replication (thesis §4.2.1).
+
+    A round ends when the learner holds what was the log's end when the round began.
+    """
+
+    round_end: int
+    started_ms: int
+    rounds: int = 0  # that ended
+    is_caught_up: bool = False  # the last one took less than an election timeout
+
+
+@dataclass(slots=True)
 class Progress:
     """A leader's view of one peer. Invariant: `match_index < next_index`."""
 
@@ -75,6 +88,7 @@ class Progress:
     snapshot_index: int = 0  # of the snapshot that it is sent, 0 in the other states
     probe_round: int = 0  # answers of earlier rounds say nothing of where the logs meet
     inflights: Inflights = field(default_factory=Inflights)
+    catch_up: CatchUp | None = None  # of a learner
 
     def become_probe(self, next_index: int) -> None:
         """Look for the place where the logs meet, from `next_index` down."""

@@ -13,9 +13,11 @@ as `now_ms`, which never goes back; randomness is injected; everything it wants 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import assert_never
 
 from zraft.core import (
+    changing,
     election,
     invariants,
     leases,
@@ -27,6 +29,7 @@ from zraft.core import (
     snapshots,
     transfer,
 )
+from zraft.core.changes import ChangeRefused
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -44,9 +47,11 @@ from zraft.core.messages import (
 from zraft.core.model import (
     NOBODY,
     Command,
+    Configuration,
     EntryCodec,
     EntryId,
     HardState,
+    MemberChange,
     MemberId,
     Random,
     Recovered,
@@ -149,6 +154,16 @@ class Raft:
         return self.state.log.last_id
 
     @property
+    def configuration(self) -> Configuration:
+        """The configuration in force: the newest one in the log, committed or not (Raft §6)."""
+        return self.state.configuration
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this node was a member and is none any more, by a committed configuration."""
+        return membership.is_removed(self.state)
+
+    @property
     def can_serve_reads(self) -> bool:
         """Whether this node leads and has committed an entry of its term (thesis §6.4)."""
         leadership = self.state.leadership
@@ -180,7 +195,7 @@ class Raft:
             if st.settings.check_quorum and not st.decides_alone:
                 return min(deadline_ms, st.leadership.check_quorum_ms)
             return deadline_ms
-        if not st.is_voter:
+        if not membership.may_stand(st):
             return reads.ask_deadline_ms(st)
         deadline_ms = min(st.election_deadline_ms, reads.ask_deadline_ms(st))
         if st.hint is not None:
@@ -260,6 +275,23 @@ class Raft:
         self._check()
         return EntryId(first_index, st.term)
 
+    def change_members(
+        self, changes: Sequence[MemberChange], *, now_ms: int
+    ) -> EntryId | ChangeRefused:
+        """Begin a change of membership, all steps at once; see `zraft.core.changing`.
+
+        It has begun when an EntryId comes back; it is done when a configuration that is not joint,
+        at or after that index, is committed.
+        """
+        begun = changing.change_members(self._enter(now_ms), changes)
+        self._check()
+        return begun
+
+    def on_told_removed(self, index: int, *, now_ms: int) -> None:
+        """Learn from a member that the committed configuration at `index` is without this node."""
+        membership.on_told_removed(self._enter(now_ms), index)
+        self._check()
+
     def read(self, *, now_ms: int) -> int | None:
         """Ask for a linearizable read; return its id in `Ready.reads`, None without a leader.
 
@@ -291,7 +323,7 @@ class Raft:
         False when this node leads, can't vote, or has promised a leader its lease.
         """
         st = self._enter(now_ms)
-        if st.role is Role.LEADER or not st.is_voter or leases.is_promised(st):
+        if st.role is Role.LEADER or not membership.may_stand(st) or leases.is_promised(st):
             return False
         election.start_vote(st, "campaign")
         self._check()
@@ -333,7 +365,7 @@ class Raft:
             transfer.on_timer(st, leadership)
             if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
                 replication.check_quorum(st)
-        elif st.is_voter:
+        elif membership.may_stand(st):
             self._on_election_timer(inbox_empty)
         reads.on_timer(st)
         self._check()

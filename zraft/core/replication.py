@@ -7,7 +7,7 @@ checks the place where the logs meet, so that a lost append is found without ano
 
 from __future__ import annotations
 
-from zraft.core import election, leases, roles, rounds
+from zraft.core import changing, election, leases, membership, roles, rounds
 from zraft.core.messages import AppendEntries, AppendEntriesResponse
 from zraft.core.model import NOBODY, Entries, MemberId, Role
 from zraft.core.notices import (
@@ -28,10 +28,12 @@ def replicate(st: RaftState) -> None:
     """Make the appends that are due: entries, heartbeats, news of the commit index, rounds."""
     leadership = st.leadership
     assert leadership is not None
+    changing.dismiss(st, leadership)
     beat = leadership.heartbeat_due
     leadership.heartbeat_due = False
     wants_round = bool(leadership.pending_reads)
-    for progress in leadership.progress.values():
+    leaving = [one.progress for one in leadership.leaving.values()]
+    for progress in [*leadership.progress.values(), *leaving]:
         sent = _send_entries(st, leadership, progress)
         # A full window gets no news of its own: who answers gets it with the entries that wait, and
         # who is gone would get one message a commit.
@@ -165,10 +167,12 @@ def _append_new(st: RaftState, m: AppendEntries) -> None:
     if conflict <= last_index:
         assert conflict > st.commit_index, "a leader contradicts a committed entry"
         st.log.truncate_from(conflict)
+        membership.on_truncated(st, conflict)
         st.notices.append(EntriesTruncated(conflict, last_index, m.src))
     skip = conflict - m.entries.first_index
     st.log.append(m.entries.terms[skip:], m.entries.payloads[skip:])
     st.notices.append(EntriesAppended(conflict, st.log.last_index, m.src))
+    membership.on_appended(st, conflict, m.entries.payloads[skip:])
 
 
 def _refuse(st: RaftState, m: AppendEntries) -> None:
@@ -198,8 +202,10 @@ def advance_commit(st: RaftState, index: int) -> None:
     """Raise the commit index; a lower or equal `index` changes nothing: it never falls."""
     if index > st.commit_index:
         assert index <= st.log.last_index, (index, st.log.last_index)
-        st.notices.append(CommitAdvanced(st.commit_index, index))
-        st.commit_index = index
+        old, st.commit_index = st.commit_index, index
+        st.notices.append(CommitAdvanced(old, index))
+        membership.on_committed(st, old, index)
+        changing.on_committed(st)
 
 
 # The leader's side: answers
@@ -217,7 +223,7 @@ def on_append_entries_response(st: RaftState, m: AppendEntriesResponse) -> None:
     leadership = st.leadership
     if m.term < st.term or leadership is None:
         return
-    progress = leadership.progress.get(m.src)
+    progress = _progress_of(leadership, m.src)
     if progress is None or m.match_index > st.log.last_index:
         return
     progress.last_contact_ms = st.now_ms
@@ -231,6 +237,7 @@ def on_append_entries_response(st: RaftState, m: AppendEntriesResponse) -> None:
             maybe_leave_snapshot(st, leadership, progress)
         if rose:
             maybe_commit(st)
+        changing.on_progress(st, progress)
     elif m.round >= progress.probe_round and progress.state is not ProgressState.SNAPSHOT:
         _back_up(st, leadership, progress, m)
 
@@ -257,6 +264,14 @@ def _probe(st: RaftState, leadership: Leadership, progress: Progress, reason: st
     progress.probe_round = leadership.round
     next_index = max(progress.match_index, st.log.compacted.index) + 1
     _change(st, progress, ProgressState.PROBE, reason, next_index)
+
+
+def _progress_of(leadership: Leadership, peer: MemberId) -> Progress | None:
+    """Return what is known of a peer, also of one that leaves."""
+    progress = leadership.progress.get(peer)
+    if progress is None and peer in leadership.leaving:
+        return leadership.leaving[peer].progress
+    return progress
 
 
 def _back_up(
@@ -332,7 +347,8 @@ def on_peer_down(st: RaftState, peer: MemberId) -> None:
 def maybe_commit(st: RaftState) -> None:
     """Commit what a quorum holds durably, by counting, for entries of the current term only.
 
-    Older entries are committed with them, never on their own: Figure 8 (Raft §5.4.2).
+    Older entries are committed with them, never on their own: Figure 8 (Raft §5.4.2). A commit may
+    end a joint configuration, and what the new one holds alone is committed then as well.
     """
     leadership = st.leadership
     assert leadership is not None
@@ -340,7 +356,10 @@ def maybe_commit(st: RaftState) -> None:
     matches[st.me] = st.log.persisted_index
     index = reached_by_quorum(matches, st.configuration)
     if index > st.commit_index and st.log.term(index) == st.term:
+        configuration = st.configuration
         advance_commit(st, index)
+        if st.configuration is not configuration:
+            maybe_commit(st)
 
 
 # The leader's side: CheckQuorum

@@ -9,6 +9,7 @@ FOLLOWER ──deadline or hint──▶ PRE_CANDIDATE ──quorum──▶ CAN
 
 from __future__ import annotations
 
+from zraft.core import membership
 from zraft.core.messages import ReadIndexResponse
 from zraft.core.model import NOBODY, Command, EntryType, HardState, MemberId, Role
 from zraft.core.notices import (
@@ -18,7 +19,6 @@ from zraft.core.notices import (
     TermAdvanced,
     TransferEnded,
 )
-from zraft.core.progress import Progress
 from zraft.core.state import Attempt, Leadership, RaftState
 
 
@@ -157,13 +157,14 @@ def become_leader(st: RaftState) -> None:
     assert attempt is not None
     next_index = st.log.last_index + 1
     st.leadership = Leadership(
-        progress={peer: Progress(peer, next_index, st.now_ms) for peer in st.peers},
+        progress={},
         noop_index=next_index,
         started_ms=st.now_ms,
         log_time_base_ms=_last_log_time_ms(st),
         heartbeat_ms=st.now_ms + st.settings.heartbeat_ms,
         check_quorum_ms=st.now_ms + st.settings.election_max_ms,
     )
+    membership.follow(st, next_index)
     st.campaign_started_ms = attempt.started_ms
     st.attempt = None
     _set_role(st, Role.LEADER, "election_won")
@@ -193,4 +194,5 @@ def append_own(st: RaftState, commands: list[Command]) -> int:
     payloads = [encode(command, term=term, log_time_ms=log_time_ms) for command in commands]
     st.log.append([term] * len(payloads), payloads)
     st.notices.append(EntriesAppended(first_index, st.log.last_index, st.me))
+    membership.on_appended(st, first_index, payloads)
     return first_index

@@ -85,6 +85,16 @@ class Transfer:
 
 
 @dataclass(slots=True)
+class Leaving:
+    """A peer that the newest configuration is without: it is still told so, and does not count."""
+
+    progress: Progress
+    index: int  # of the configuration
+    until_ms: int | None = None  # once that is committed
+    round: int | None = None  # one that tells it so, once it holds the entry
+
+
+@dataclass(slots=True)
 class Leadership:
     """What only a leader has; made anew for each term it leads."""
 
@@ -103,6 +113,7 @@ class Leadership:
     sent_timeout_now: bool = False  # this term has no lease any more
     lease_rounds: list[tuple[int, int]] = field(default_factory=list)  # round, when it began
     lease_floor_round: int = 1  # earlier ones were sent before this process stood still
+    leaving: dict[MemberId, Leaving] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -148,6 +159,7 @@ class RaftState:
     next_read_id: int = 1
     open_ask_id: int | None = None  # a read that the leader was not asked for yet
     asked_reads: list[AskedRead] = field(default_factory=list)  # oldest first
+    removed_index: int = -1  # of a committed configuration without this node; a member told it
 
     # Volatile on candidates and on leaders.
     attempt: Attempt | None = None
@@ -169,12 +181,6 @@ class RaftState:
     def configuration(self) -> Configuration:
         """The configuration in force: the newest one in the log, committed or not (Raft §6)."""
         return self.configurations.newest
-
-    @property
-    def is_voter(self) -> bool:
-        """Whether this node's vote counts: only then it stands for election."""
-        configuration = self.configurations.newest
-        return self.me in configuration.voters or self.me in configuration.outgoing
 
     @property
     def decides_alone(self) -> bool:

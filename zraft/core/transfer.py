@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from zraft.core import election
+from zraft.core import election, membership
 from zraft.core.messages import TimeoutNow
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.notices import TransferEnded, TransferSent, TransferStarted
@@ -141,7 +141,7 @@ def on_timeout_now(st: RaftState, m: TimeoutNow) -> None:
     One of an older term is void: its sender leads no more, and the election would depose a leader
     that nobody asked to go. A learner ignores all of them (etcd db54973).
     """
-    if m.term < st.term or not st.is_voter or st.role is Role.LEADER:
+    if m.term < st.term or not membership.may_stand(st) or st.role is Role.LEADER:
         return
     if m.term > st.term:
         election.give_up(st, m.term, leader=NOBODY, reason="higher_term", peer=m.src)

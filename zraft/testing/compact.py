@@ -24,13 +24,13 @@ from zraft.core.messages import (
     StateDigest,
     TimeoutNow,
 )
-from zraft.core.model import Entries, EntryType, MemberId
+from zraft.core.model import Configuration, Entries, EntryType, MemberId
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.errors import ZraftError
-from zraft.testing.core_cluster import payload_at
-from zraft.wire_entry import decode_entry
+from zraft.testing.core_disk import payload_at
+from zraft.wire_entry import decode_configuration, decode_entry
 
 MAX_ENTRIES_SHOWN = 6
 """A longer run of entries is shown by its ends."""
@@ -54,8 +54,17 @@ def entry_text(index: int, term: int, payload: bytes) -> str:
     entry = decode_entry(payload)
     if entry.type == EntryType.NOOP:
         return f"{index}/{term} no-op"
+    if entry.type == EntryType.CONFIG:
+        return f"{index}/{term} config {configuration_text(decode_configuration(entry.body))}"
     body = entry.body.decode(errors="replace")
     return f"{index}/{term}" if body == f"{index}.{term}" else f"{index}/{term} {body}"
+
+
+def configuration_text(configuration: Configuration) -> str:
+    """Return who votes, who is about to stop, who listens, and who waits to be promoted."""
+    groups = zip(Configuration._fields[2:5], configuration[2:5], strict=True)
+    words = [f"{name}={','.join(map(str, ids))}" for name, ids in groups if ids]
+    return " ".join([f"voters={','.join(map(str, configuration.voters))}", *words])
 
 
 def entries_text(entries: Entries) -> str:

@@ -15,18 +15,19 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
+from zraft.core.changes import ChangeRefused
 from zraft.core.messages import InstallSnapshot, Message
 from zraft.core.model import (
     NOBODY,
+    ChangeKind,
     Command,
     Configuration,
-    Entries,
     EntryId,
     HardState,
+    MemberChange,
     MemberId,
-    Recovered,
+    MemberInfo,
     Role,
     Settings,
     SnapshotMeta,
@@ -35,6 +36,7 @@ from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
 from zraft.core.transfer import TransferRefusal
+from zraft.testing.core_disk import Disk, StoredSnapshot
 from zraft.testing.safety import Safety
 from zraft.wire_entry import EntryCodec
 
@@ -44,86 +46,6 @@ MAX_DELIVERIES = 20_000
 Matches = Callable[[Message], bool]
 
 _CODEC = EntryCodec()
-
-
-def payload_at(index: int, term: int) -> bytes:
-    """Return the payload of a made-up entry: the same for the same index and term, everywhere."""
-    return _CODEC.encode(Command(f"{index}.{term}".encode()), term=term, log_time_ms=0)
-
-
-class StoredSnapshot(NamedTuple):
-    """A made-up snapshot: what it says of itself, and every payload that it covers."""
-
-    meta: SnapshotMeta
-    payloads: tuple[bytes, ...]
-
-
-class Disk:
-    """What one member finds after a crash: its log after `compacted`, and its newest snapshot."""
-
-    __slots__ = ("compacted", "hard_state", "payloads", "snapshot", "terms")
-
-    def __init__(self) -> None:
-        self.hard_state = HardState()
-        self.compacted = EntryId(0, 0)
-        self.terms: list[int] = []
-        self.payloads: list[bytes] = []
-        self.snapshot: StoredSnapshot | None = None
-
-    def save(self, ready: Ready) -> None:
-        """Persist what a Ready wants persisted; entries replace all from their first index on."""
-        if ready.hard_state is not None:
-            self.hard_state = ready.hard_state
-        if ready.snapshot is not None:
-            assert self.snapshot is not None, "a snapshot is stored before it is installed"
-            assert self.snapshot.meta == ready.snapshot
-            self.compacted = ready.snapshot.last_id
-            self.terms, self.payloads = [], []
-        if ready.entries is not None:
-            kept = ready.entries.first_index - self.compacted.index - 1
-            assert 0 <= kept <= len(self.terms), "a hole in the log on disk"
-            self.terms[kept:] = ready.entries.terms
-            self.payloads[kept:] = ready.entries.payloads
-
-    def compact(self, first_index: int) -> None:
-        """Forget the entries before `first_index`."""
-        count = first_index - self.compacted.index - 1
-        if count > 0:
-            self.compacted = EntryId(first_index - 1, self.terms[count - 1])
-            del self.terms[:count], self.payloads[:count]
-
-    def holds(self, index: int, term: int) -> bool:
-        """Return whether the entry is on this disk, by itself or in a snapshot."""
-        if self.snapshot is not None and index <= self.snapshot.meta.index:
-            return True
-        position = index - self.compacted.index - 1
-        return 0 <= position < len(self.terms) and self.terms[position] == term
-
-    def write(self, terms: Sequence[int], hard_state: HardState) -> None:
-        """Replace everything by a log with these terms and made-up payloads."""
-        self.hard_state = hard_state
-        self.compacted, self.snapshot = EntryId(0, 0), None
-        self.terms = list(terms)
-        self.payloads = [payload_at(index, term) for index, term in enumerate(terms, 1)]
-
-    def recover(self, configuration: Configuration) -> Recovered:
-        """Return what a starting node reads.
-
-        A snapshot that the log does not reach, or contradicts, takes its place (it was stored, and
-        the crash came before it was installed).
-        """
-        compacted, terms, payloads = self.compacted, self.terms, self.payloads
-        meta = None if self.snapshot is None else self.snapshot.meta
-        if meta is not None:
-            configuration = meta.configuration
-            if meta.last_id != compacted and not (
-                compacted.index < meta.index <= compacted.index + len(terms)
-                and terms[meta.index - compacted.index - 1] == meta.term
-            ):
-                compacted, terms, payloads = meta.last_id, [], []
-                self.compacted, self.terms, self.payloads = compacted, [], []
-        entries = Entries(compacted.index + 1, list(terms), list(payloads))
-        return Recovered(self.hard_state, configuration, entries, compacted, meta)
 
 
 class CrashPoint(Enum):
@@ -162,7 +84,10 @@ class CoreCluster:
         settings: Settings | None = None,
         seed: int = 1,
     ) -> None:
-        """Start `members` empty members, of which `voters` (all unless given) vote."""
+        """Start `members` empty members, of which `voters` (all unless given) vote.
+
+        The others wait to be added: the base configuration, the same for all, does not name them.
+        """
         ids = range(1, members + 1)
         self.settings = Settings() if settings is None else settings
         self.configuration = Configuration(tuple(sorted(ids if voters is None else voters)))
@@ -172,7 +97,7 @@ class CoreCluster:
         self.members = {
             member_id: Member(member_id, random.Random(f"{seed}:{member_id}")) for member_id in ids
         }
-        self.safety = Safety(len(self.configuration.voters))
+        self.safety = Safety()
         self._snapshots: dict[EntryId, StoredSnapshot] = {}  # what their files hold
         for member_id in ids:
             self.restart(member_id)
@@ -248,6 +173,15 @@ class CoreCluster:
         entry_id = self.raft(member_id).propose(commands, now_ms=self.now_ms)
         self._check(member_id)
         return entry_id
+
+    def change(
+        self, member_id: MemberId, *steps: tuple[ChangeKind, MemberId]
+    ) -> EntryId | ChangeRefused:
+        """Ask a member for a change of membership; all steps are one change."""
+        changes = [MemberChange(kind, MemberInfo(who, f"n{who}")) for kind, who in steps]
+        begun = self.raft(member_id).change_members(changes, now_ms=self.now_ms)
+        self._check(member_id)
+        return begun
 
     def read(self, member_id: MemberId) -> int | None:
         """Ask for a linearizable read; return its id, None when no leader is known.

@@ -18,6 +18,8 @@ returns it with the output as it is now; a test compares, and a person reads the
     snapshot 1                                       take one of what is applied, and cut the log
     isolate 1 2 · cut 1->2 · heal                    messages over a cut link are lost
     stabilise [2 3] [quiet]                          Readys and messages until all is quiet
+    change 1 add=4 remove=2 · config [3]             one change, all at once; the newest members
+    told-removed 2 index=7                           a member says: no member since that index
     log [3] · status [1] · invariants
 """
 
@@ -28,10 +30,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from zraft.core import invariants
+from zraft.core.changes import ChangeRefused
 from zraft.core.messages import Message
-from zraft.core.model import NOBODY, MemberId, Settings
+from zraft.core.model import NOBODY, ChangeKind, MemberId, Settings
 from zraft.testing.compact import (
     ScriptError,
+    configuration_text,
     log_text,
     message_text,
     parse_message,
@@ -124,6 +128,9 @@ class Interaction:
             "cut": self._cut,
             "heal": self._heal,
             "stabilise": self._stabilise,
+            "change": self._change,
+            "told-removed": self._told_removed,
+            "config": self._config,
             "log": self._log,
             "status": self._status,
             "invariants": self._invariants,
@@ -243,6 +250,38 @@ class Interaction:
             raise ScriptError("two members are needed", try_="peer-down 2 1: tell 2 about 1")
         self.cluster.peer_down(words.members[0], words.members[1])
         return []
+
+    # Members
+
+    def _change(self, words: Words) -> list[str]:
+        kinds = {kind.name.lower().replace("_", "-"): kind for kind in ChangeKind}
+        steps = []
+        for word in words.plain[1:] + [f"{k}={v}" for k, v in words.pairs.items()]:
+            name, _, members = word.partition("=")
+            if name not in kinds:
+                raise ScriptError(f"no such change: {word}", try_=f"change 1 {next(iter(kinds))}=4")
+            steps += [(kinds[name], int(member)) for member in members.split(",")]
+        begun = self.cluster.change(words.member(), *steps)
+        if isinstance(begun, ChangeRefused):
+            whom = f" {begun.member}" if begun.member else ""
+            return [f"refused: {begun.reason.value}{whom}"]
+        return [f"begun as {begun.index}/{begun.term}"]
+
+    def _told_removed(self, words: Words) -> list[str]:
+        raft, index = self.cluster.raft(words.member()), int(words.pairs["index"])
+        raft.on_told_removed(index, now_ms=self.cluster.now_ms)
+        return []
+
+    def _config(self, words: Words) -> list[str]:
+        lines: list[str] = []
+        for member_id in words.members or self.cluster.up():
+            raft = self.cluster.raft(member_id)
+            newest = raft.configuration
+            state = "committed" if newest.index <= raft.commit_index else "uncommitted"
+            removed = ", removed" if raft.is_removed else ""
+            text = configuration_text(newest)
+            lines.append(f"{member_id}: at {newest.index} {text} ({state}{removed})")
+        return lines
 
     # Ready
 

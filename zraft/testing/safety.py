@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from zraft.core.configurations import Configurations
 from zraft.core.log import RaftLog
 from zraft.core.model import Entries, EntryId, MemberId, Role
+from zraft.core.quorum import holds_quorum
 from zraft.core.raft import Raft
 
 Holders = Callable[[int, int], list[MemberId]]
@@ -22,7 +24,6 @@ Holders = Callable[[int, int], list[MemberId]]
 class Safety:
     """What has been seen so far of one cluster."""
 
-    voters: int
     leader_of_term: dict[int, MemberId] = field(default_factory=dict)
     committed: list[tuple[int, int]] = field(default_factory=list)
     """For each index from 1 on: the entry's term, and the lowest term in which it was committed."""
@@ -100,9 +101,19 @@ class Safety:
             assert term == expected, f"two entries committed at one index: {committed}"
         for index in range(known + 1, raft.commit_index + 1):
             term = mine.terms[index - first_index]
-            held_by = holders(index, term)
-            assert len(held_by) > self.voters // 2, f"index {index} is on {held_by} only"
+            check_held(index, holders(index, term), raft.state.configurations)
             self.committed.append((term, raft.term))
+
+
+def check_held(index: int, holders: list[MemberId], configurations: Configurations) -> None:
+    """Assert that an entry which is committed now is on a quorum of the configuration in force.
+
+    In force when it was committed was the newest one at its index, or, if that is a later one, the
+    next: the change after that begins only when this entry is committed.
+    """
+    at, *later = configurations.since(index)
+    in_force = [at, *later[:1]] if at.index < index else [at]
+    assert any(holds_quorum(holders, one) for one in in_force), f"{index} is on {holders} only"
 
 
 def all_entries(log: RaftLog) -> Entries:

@@ -32,7 +32,7 @@ from zraft.core.model import (
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState, Ready
-from zraft.testing.core_cluster import Disk, StoredSnapshot, payload_at
+from zraft.testing.core_disk import Disk, StoredSnapshot, payload_at
 from zraft.wire_entry import EntryCodec
 
 
