@@ -18,11 +18,13 @@ from zraft.errors import (
 )
 
 if TYPE_CHECKING:
+    from zraft.client.aio import AsyncClient
     from zraft.client.sync import Client
     from zraft.machine.base import Ctx, StateMachine
     from zraft.machine.kv_results import KeyValue
 
 __all__ = [
+    "AsyncClient",
     "Busy",
     "Client",
     "Conflict",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncClient": "zraft.client.aio",
     "Client": "zraft.client.sync",
     "Ctx": "zraft.machine.base",
     "KeyValue": "zraft.machine.kv_results",

@@ -59,7 +59,7 @@ def client_of(nodes: FakeNodes, timeout_s: float = 5.0) -> Client:
 
 def see_loss(client: Client, key: int) -> None:
     """Wait until the loss of a connection is known to ZeroMQ, though not yet to the client."""
-    assert client._links[key].monitor.poll(10_000)
+    assert client._sockets.links[key].monitor.poll(10_000)
 
 
 # The store
@@ -164,7 +164,7 @@ def test_what_is_too_large_or_not_built_is_refused_before_sending(nodes: FakeNod
             client.kv.get("x", consistency="eventual")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(ControlError, match='no node "n7"'):
             client.kv.get("x", at="n7")
-        assert client._links == {}
+        assert client._sockets.links == {}
         assert client.outstanding == 0
 
 

@@ -76,6 +76,24 @@ def read_consistency(name: str) -> Consistency:
     )
 
 
+def decoded(decode: Callable[[bytes], Result], body: bytes) -> Result:
+    """Return an answer's value; DecodeError with a hint when it is not one of a store."""
+    try:
+        return decode(body)
+    except DecodeError as error:
+        raise DecodeError(
+            "the answer is not one of a key-value store",
+            why=error.what,
+            try_="does the cluster run the built-in state machine?  zraft cluster status",
+        ) from error
+
+
+def no_key(key: Text) -> NotFound:
+    """Return the error for a key that does not exist."""
+    name = key if isinstance(key, str) else key.decode(errors="backslashreplace")
+    return NotFound(f'no key "{name}"', why="it was never put, or was deleted")
+
+
 class KvClient:
     """The key-value store of a cluster.
 
@@ -110,8 +128,7 @@ class KvClient:
     def __getitem__(self, key: Text) -> bytes:
         value = self.get(key)
         if value is None:
-            name = key if isinstance(key, str) else key.decode(errors="backslashreplace")
-            raise NotFound(f'no key "{name}"', why="it was never put, or was deleted")
+            raise no_key(key)
         return value
 
     def entry(
@@ -224,7 +241,7 @@ class KvClient:
         at: str | None,
     ) -> Result:
         reply = self._client.call(body, Consistency.WRITE, timeout_s=timeout, at=at)
-        return self._decoded(decode, reply.body)
+        return decoded(decode, reply.body)
 
     def _read(
         self,
@@ -235,17 +252,7 @@ class KvClient:
         at: str | None,
     ) -> Result:
         reply = self._client.call(body, read_consistency(consistency), timeout_s=timeout, at=at)
-        return self._decoded(decode, reply.body)
-
-    def _decoded(self, decode: Callable[[bytes], Result], body: bytes) -> Result:
-        try:
-            return decode(body)
-        except DecodeError as error:
-            raise DecodeError(
-                "the answer is not one of a key-value store",
-                why=error.what,
-                try_="does the cluster run the built-in state machine?  zraft cluster status",
-            ) from error
+        return decoded(decode, reply.body)
 
     def _note_revision(self, revision: int) -> None:
         info = self._client.info

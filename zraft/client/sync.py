@@ -1,15 +1,8 @@
 """The synchronous client: a thin shell that gives `ClientCore` sockets and a clock.
 
-It owns a ZeroMQ context, one DEALER per node that was asked so far, and a monitor for each. Nothing
-happens between two calls: no thread, no timer. A call sends what there is to send, waits for the
-first thing that happens, takes it in, and so on until its request has ended.
-
-A connection that is lost is seen at once: whatever had arrived is read first, then the socket is
-closed and the core is told; a new one is made when it is needed. So a dead node costs nothing while
-nobody asks it, and no socket can stay dead for good. That is also why IMMEDIATE is off, unlike on
-the sockets between nodes: with it, libzmq drops what has arrived and was not read yet when a
-connection ends (measured), and acknowledged writes would look unknown. What it guards against can
-not happen here, since nothing is sent before the handshake and nothing is kept after a loss.
+It owns a ZeroMQ context and the sockets of `zraft.client.sockets`. Nothing happens between two
+calls: no thread, no timer. A call sends what there is to send, waits for the first thing that
+happens, takes it in, and so on until its request has ended.
 
 A client belongs to the thread and the process that made it.
 """
@@ -18,9 +11,7 @@ from __future__ import annotations
 
 import os
 import random
-import struct
 from collections.abc import Mapping, Sequence
-from itertools import count
 from threading import get_ident
 from types import TracebackType
 from typing import NamedTuple
@@ -30,34 +21,9 @@ import zmq
 from zraft import clock
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
-from zraft.client.interrupts import interrupt_later
 from zraft.client.kv import KvClient
-from zraft.client.nodes import Member
-from zraft.errors import ControlError, DecodeError, VersionError, ZraftError
-from zraft.paths import DEFAULT_CLUSTER, cluster_dir, read_cluster_file
-from zraft.wire import decode_replies, encode_requests
-from zraft.wire_entry import MAX_FRAME_BYTES
-
-FRAMES_PER_TURN = 64  # of one node
-_FAILURES = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_WATCHED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _FAILURES
-)
-_OPTIONS = {
-    zmq.LINGER: 0,
-    zmq.IMMEDIATE: 0,
-    zmq.RCVHWM: 0,
-    zmq.SNDHWM: 1000,
-    zmq.RECONNECT_IVL: 50,
-    zmq.RECONNECT_IVL_MAX: 500,
-    zmq.HANDSHAKE_IVL: 2000,
-    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
-}
-_monitor_numbers = count()
+from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
+from zraft.errors import ControlError, ZraftError
 
 
 class Info(NamedTuple):
@@ -76,36 +42,11 @@ class Info(NamedTuple):
     revision: int
 
 
-class _Link:
-    """A DEALER to a node, and the monitor that sees its connection come and go."""
-
-    __slots__ = ("endpoint", "key", "monitor", "socket")
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: int, endpoint: str) -> None:
-        self.key = key
-        self.endpoint = endpoint
-        self.socket = context.socket(zmq.DEALER)
-        for option, value in _OPTIONS.items():
-            self.socket.setsockopt(option, value)
-        if endpoint.startswith("tcp:"):
-            self.socket.setsockopt(zmq.CONNECT_TIMEOUT, 1000)
-        address = f"inproc://client-monitor-{next(_monitor_numbers)}"
-        self.socket.monitor(address, _WATCHED)
-        self.monitor = context.socket(zmq.PAIR)
-        self.monitor.setsockopt(zmq.LINGER, 0)
-        self.monitor.setsockopt(zmq.RCVHWM, 0)
-        self.monitor.connect(address)
-        self.socket.connect(endpoint)
-
-    def close(self) -> None:
-        """Close both sockets; what was not sent yet is dropped.
-
-        The monitor is turned off first: an event for a monitor that is gone would block ZeroMQ's
-        I/O thread for good, and every connection with it.
-        """
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(0)
+def info_of(core: ClientCore, reply: Reply, via: str) -> Info:
+    """Return where a reply came from, that of a request which was sent to the node `via`."""
+    member = core.nodes.of_member(reply.member_id)
+    name = via if member is None else member.name
+    return Info(name, via, reply.member_id, core.cluster.hex(), reply.term, reply.index, 0)
 
 
 class Client:
@@ -133,22 +74,19 @@ class Client:
         timeout_s: float = 5.0,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        if cluster is not None and "://" in cluster:
-            cluster, endpoints = None, cluster
-        if endpoints is None:
-            members, cluster_id = _members_of(cluster, os.environ if environ is None else environ)
-        else:
-            members, cluster_id = _members_at(endpoints), ANY_CLUSTER
-        self.core = ClientCore(members, rng=random.Random(os.urandom(16)), cluster=cluster_id)
+        members, cluster_id = find_members(
+            cluster, endpoints, os.environ if environ is None else environ
+        )
+        rng = random.Random(os.urandom(16))
+        self.core = ClientCore(members, rng=rng, cluster=cluster_id or ANY_CLUSTER)
         self.timeout_s = timeout_s
         self.info: Info | None = None
         self.kv = KvClient(self)
-        self._endpoints = {member.key: member.endpoint for member in members}
         self._owner = os.getpid(), get_ident()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._poller = zmq.Poller()
-        self._links: dict[int, _Link] = {}
-        self._by_socket: dict[object, tuple[_Link, bool]] = {}
+        self._by_socket: dict[object, tuple[Link, bool]] = {}
+        endpoints_by_key = {member.key: member.endpoint for member in members}
+        self._sockets = Sockets(self.core, endpoints_by_key, self._watch, self._unwatch)
         self._finished: dict[int, Finished] = {}
         self._closed = False
 
@@ -168,9 +106,7 @@ class Client:
         if self._closed or self._owner[0] != os.getpid():
             return
         self._closed = True
-        for key in list(self._links):
-            self._close_link(key)
-        self._context.term()
+        self._sockets.close()
 
     # Requests
 
@@ -199,7 +135,7 @@ class Client:
         assert finished is not None
         if isinstance(finished.outcome, ZraftError):
             raise finished.outcome
-        self._note(finished.outcome, finished.via)
+        self.info = info_of(self.core, finished.outcome, finished.via)
         return finished.outcome
 
     def barrier(self, *, timeout_s: float | None = None, at: str | None = None) -> Info:
@@ -263,25 +199,12 @@ class Client:
                 try_="make one zraft.Client per thread and process",
             )
 
-    def _note(self, reply: Reply, via: str) -> None:
-        member = self.core.nodes.of_member(reply.member_id)
-        name = via if member is None else member.name
-        cluster = self.core.cluster.hex()
-        self.info = Info(name, via, reply.member_id, cluster, reply.term, reply.index, 0)
-
     # Sockets
 
     def _turn(self, until_ms: int | None) -> None:
         """Send what can be sent, wait for the first thing that happens, and take it in."""
         core, now_ms = self.core, clock.now_ms()
-        for key, requests in core.outgoing(now_ms):
-            frame = encode_requests(core.cluster, requests)
-            try:
-                self._links[key].socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:
-                core.on_send_failed(key, [request.request_id for request in requests], now_ms)
-        for key in core.take_connects():
-            self._open_link(key)
+        self._sockets.send(now_ms)
         self._collect()
         if not self._finished:
             deadline_ms = core.next_deadline_ms()
@@ -293,15 +216,15 @@ class Client:
     def _take_in(self, timeout_ms: int) -> None:
         """Wait for sockets and hand in what they have: answers first, then lost connections."""
         ready = self._poller.poll(timeout_ms)
-        monitors: list[_Link] = []
+        monitors: list[Link] = []
         for socket, _ in ready:
             link, is_monitor = self._by_socket[socket]
             if is_monitor:
                 monitors.append(link)
             else:
-                self._receive(link, FRAMES_PER_TURN)
+                self._sockets.receive(link, FRAMES_PER_TURN)
         for link in monitors:
-            self._on_events(link)
+            self._sockets.take_events(link)
         if ready:
             self._collect()
 
@@ -309,71 +232,12 @@ class Client:
         for finished in self.core.results():
             self._finished[finished.request_id] = finished
 
-    def _receive(self, link: _Link, most: int | None) -> None:
-        """Read up to `most` frames, None: all there are."""
-        socket = link.socket
-        received = 0
-        while (most is None or received < most) and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frame = socket.recv(zmq.NOBLOCK)
-            received += 1
-            try:
-                cluster, replies = decode_replies(frame)
-            except (DecodeError, VersionError):
-                self.core.counters["frames_bad"] += 1
-                continue
-            self.core.on_replies(link.key, cluster, replies, clock.now_ms())
-
-    def _on_events(self, link: _Link) -> None:
-        """Take in what became of a connection."""
-        while self._links.get(link.key) is link:
-            try:
-                parts = link.monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            (event,) = struct.unpack_from("=H", parts[0])
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self.core.on_connected(link.key, clock.now_ms())
-            elif event != zmq.EVENT_MONITOR_STOPPED:
-                self._receive(link, None)  # it had arrived before the connection ended
-                self._close_link(link.key)
-                self.core.on_disconnected(link.key, clock.now_ms())
-
-    def _open_link(self, key: int) -> None:
-        self._close_link(key)
-        with interrupt_later():
-            link = self._links[key] = _Link(self._context, key, self._endpoints[key])
+    def _watch(self, link: Link) -> None:
         for socket, is_monitor in ((link.socket, False), (link.monitor, True)):
             self._poller.register(socket, zmq.POLLIN)
             self._by_socket[socket] = (link, is_monitor)
 
-    def _close_link(self, key: int) -> None:
-        link = self._links.pop(key, None)
-        if link is not None:
-            for socket in (link.socket, link.monitor):
-                self._poller.unregister(socket)
-                del self._by_socket[socket]
-            link.close()
-
-
-def _members_of(cluster: str | None, environ: Mapping[str, str]) -> tuple[list[Member], bytes]:
-    """Return the nodes of a cluster of this host and its id."""
-    name = cluster or environ.get("ZRAFT_CLUSTER") or DEFAULT_CLUSTER
-    file = read_cluster_file(cluster_dir(name, environ))
-    members = [
-        Member(file.member_id(node), node, file.endpoint(node, "client")) for node in file.names
-    ]
-    return members, file.cluster_bytes
-
-
-def _members_at(endpoints: str | Sequence[str]) -> list[Member]:
-    """Return nodes of which only the endpoints are known."""
-    listed = endpoints.split(",") if isinstance(endpoints, str) else endpoints
-    found = [endpoint.strip() for endpoint in listed if endpoint.strip()]
-    bad = [endpoint for endpoint in found if not endpoint.startswith(("ipc://", "tcp://"))]
-    if bad or not found:
-        raise ControlError(
-            f'"{bad[0]}" is not an endpoint' if bad else "no endpoint is given",
-            why="an endpoint is tcp://HOST:PORT or ipc://PATH",
-            try_="zraft.Client(endpoints='tcp://127.0.0.1:21001,tcp://127.0.0.1:21003')",
-        )
-    return [Member(-number, endpoint, endpoint) for number, endpoint in enumerate(found, 1)]
+    def _unwatch(self, link: Link) -> None:
+        for socket in (link.socket, link.monitor):
+            self._poller.unregister(socket)
+            del self._by_socket[socket]
