@@ -15,7 +15,7 @@ SNAPSHOTS = Path("/n1/snap")
 SECTIONS: tuple[tuple[str, bytes], ...] = (
     ("sessions", b"s" * 100),
     ("machine", bytes(range(256)) * 6),
-    ("machine", b""),
+    ("machine", b"\0"),
     ("machine", bytes(3000)),
 )
 MEMBERS = tuple(MemberInfo(member_id, f"n{member_id % 97}") for member_id in (7, 8, 9))

@@ -49,7 +49,7 @@ def true_entries(first_index: int, count: int) -> Entries:
 
 def state_after(index: int) -> list[tuple[str, bytes]]:
     """Return what a snapshot at `index` holds."""
-    return [("sessions", b""), ("machine", b"after %d " % index * 120)]
+    return [("sessions", b"table"), ("machine", b"after %d " % index * 120)]
 
 
 def meta_of(index: int) -> SnapshotMeta:

@@ -1,4 +1,4 @@
-"""The key-value store: revisions, transactions, pages, digest, snapshots."""
+"""The key-value store: revisions, transactions, pages, digest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import msgpack
 import pytest
 
-from zraft.errors import DecodeError, VersionError
+from tests.kv_store import Store
 from zraft.machine.base import CommandError, Ctx
 from zraft.machine.kv import KV
 from zraft.machine.kv_codec import (
@@ -25,11 +25,6 @@ from zraft.machine.kv_codec import (
     Relation,
     Target,
     Txn,
-    encode_cas,
-    encode_delete,
-    encode_get,
-    encode_put,
-    encode_range,
     encode_txn,
     prefix_end,
 )
@@ -39,47 +34,7 @@ from zraft.machine.kv_results import (
     KeyValue,
     RangeResult,
     TxnResult,
-    decode_cas_result,
-    decode_delete_result,
-    decode_get_result,
-    decode_put_result,
-    decode_range_result,
-    decode_txn_result,
 )
-from zraft.machine.kv_snapshot import CHUNK_BYTES, FrozenView
-
-
-class Store:
-    """A KV with an index that counts on."""
-
-    def __init__(self) -> None:
-        self.kv = KV()
-        self.index = 0
-
-    def apply(self, command: bytes) -> bytes:
-        self.index += 1
-        return self.kv.apply(Ctx(self.index, 1, self.index * 10), command)
-
-    def query(self, request: bytes) -> bytes:
-        return self.kv.query(Ctx(self.index, 1, self.index * 10), request)
-
-    def put(self, key: bytes, value: bytes) -> int:
-        return decode_put_result(self.apply(encode_put(key, value)))
-
-    def delete(self, key: bytes) -> DeleteResult:
-        return decode_delete_result(self.apply(encode_delete(key)))
-
-    def cas(self, key: bytes, expect: bytes | None, value: bytes) -> CasResult:
-        return decode_cas_result(self.apply(encode_cas(key, expect, value)))
-
-    def txn(self, txn: Txn) -> TxnResult:
-        return decode_txn_result(self.apply(encode_txn(txn)))
-
-    def get(self, key: bytes) -> KeyValue | None:
-        return decode_get_result(self.query(encode_get(key))).item
-
-    def range(self, query: Range) -> RangeResult:
-        return decode_range_result(self.query(encode_range(query)))
 
 
 @pytest.fixture
@@ -336,122 +291,3 @@ def test_the_digest_is_the_same_in_every_process() -> None:
     }
     assert len(outputs) == 1
     assert int(next(iter(outputs)).split()[0]) > 100
-
-
-# Snapshots
-
-
-def test_a_snapshot_restores_state_revision_and_digest(store: Store) -> None:
-    """What was restored answers and goes on like the original."""
-    for number in range(3000):
-        store.put(b"key%d" % (number % 700), b"v%d" % number)
-    store.delete(b"key3")
-    copy = Store()
-    copy.put(b"leftover", b"")
-    copy.kv.restore(store.kv.snapshot())
-    copy.index = store.index
-    assert copy.kv.digest() == store.kv.digest()
-    assert copy.range(Range(b"", b"")) == store.range(Range(b"", b""))
-    assert copy.put(b"key3", b"again") == store.put(b"key3", b"again")
-    assert copy.kv.digest() == store.kv.digest()
-
-
-def test_a_snapshot_comes_in_bounded_chunks_also_of_one_large_value(store: Store) -> None:
-    """A value larger than a chunk is cut, and put together again."""
-    store.put(b"large", bytes(range(256)) * 3000)
-    store.put(b"small", b"1")
-    chunks = list(store.kv.snapshot())
-    assert len(chunks) == 12
-    assert all(len(chunk) == CHUNK_BYTES for chunk in chunks[:-1])
-    copy = KV()
-    copy.restore([b"".join(chunks)])
-    assert copy.digest() == store.kv.digest()
-
-
-def test_a_snapshot_is_frozen_while_the_store_goes_on(store: Store) -> None:
-    """Puts, deletes, new keys and re-created ones between two chunks are not in it."""
-    for number in range(2000):
-        store.put(b"key%05d" % number, b"v" * 100)
-    before = store.kv.digest()
-    view = store.kv.snapshot()
-    assert isinstance(view, FrozenView)
-    chunks = []
-    for turn, chunk in enumerate(view):
-        chunks.append(chunk)
-        store.put(b"key%05d" % (1999 - turn), b"changed")
-        store.delete(b"key%05d" % (1500 - turn))
-        store.put(b"key%05d" % (1500 - turn), b"again")
-        store.delete(b"key%05d" % (600 + turn))
-        store.put(b"key%05d!" % (turn * 300), b"new")
-        store.put(b"key%05d" % turn, b"already written")
-    assert len(chunks) > 3
-    assert not view._kept, "what was written out already is kept for nothing"
-    assert store.kv.digest() != before
-    copy = KV()
-    copy.restore(chunks)
-    assert copy.digest() == before
-
-
-def test_two_views_are_frozen_at_their_own_times(store: Store) -> None:
-    """Views do not share what they keep."""
-    store.put(b"x", b"1")
-    first, first_digest = store.kv.snapshot(), store.kv.digest()
-    store.put(b"x", b"2")
-    second, second_digest = store.kv.snapshot(), store.kv.digest()
-    store.delete(b"x")
-    for view, digest in ((second, second_digest), (first, first_digest)):
-        copy = KV()
-        copy.restore(view)
-        assert copy.digest() == digest
-
-
-def test_a_dropped_view_costs_nothing_more(store: Store) -> None:
-    """The store holds a view weakly: nobody has to close it."""
-    store.put(b"x", b"1")
-    view = store.kv.snapshot()
-    assert len(store.kv._views) == 1
-    del view
-    assert store.kv._views == []
-    store.put(b"x", b"2")
-
-
-def test_a_view_outlives_a_restore(store: Store) -> None:
-    """Restoring replaces the state; a view of the old one stays whole."""
-    store.put(b"x", b"1")
-    view, digest = store.kv.snapshot(), store.kv.digest()
-    store.kv.restore(KV().snapshot())
-    store.put(b"x", b"2")
-    copy = KV()
-    copy.restore(view)
-    assert copy.digest() == digest
-
-
-def test_a_damaged_snapshot_changes_nothing(store: Store) -> None:
-    """Cut anywhere, or with a flipped bit: DecodeError, and the state is as before."""
-    other = Store()
-    for number in range(20):
-        other.put(b"key%d" % number, b"value")
-    whole = b"".join(other.kv.snapshot())
-    store.put(b"x", b"1")
-    digest = store.kv.digest()
-    for cut in range(len(whole)):
-        with pytest.raises(DecodeError):
-            store.kv.restore([whole[:cut]])
-    for offset in range(40, len(whole)):
-        flipped = bytearray(whole)
-        flipped[offset] ^= 1
-        try:
-            store.kv.restore([bytes(flipped)])
-        except DecodeError:
-            assert store.kv.digest() == digest
-            continue
-        # Only create_revision, version and lease are outside the hash of an item.
-        assert store.kv.digest() == other.kv.digest()
-        store = Store()
-        store.put(b"x", b"1")
-
-
-def test_a_snapshot_of_a_newer_format_is_refused() -> None:
-    """A newer program wrote it: VersionError, not a guess."""
-    with pytest.raises(VersionError):
-        KV().restore([msgpack.packb([2, 1, 0, 0, 0])])

@@ -158,10 +158,10 @@ def test_a_malformed_command_is_refused_and_changes_nothing(fields: Any) -> None
     """CommandError with a text; the store is as it was."""
     kv = KV()
     kv.apply(Ctx(1, 1, 0), encode_put(b"k", b"v"))
-    snapshot_of_items = dict(kv._items)
+    before = [*kv.snapshot()]
     with pytest.raises(CommandError, match=r"\w"):
         kv.apply(Ctx(2, 1, 0), msgpack.packb(fields))
-    assert kv._items == snapshot_of_items
+    assert [*kv.snapshot()] == before
     assert kv.revision == 2
 
 

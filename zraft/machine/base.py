@@ -52,7 +52,11 @@ class StateMachine(Protocol):
         ...
 
     def snapshot(self) -> Iterable[bytes]:
-        """Return the state in chunks. The view is frozen when this returns, not when it is read."""
+        """Return the state in chunks. The view is frozen when this returns, not when it is read.
+
+        The node reads it in slices, between which entries are applied. So a chunk should take a
+        few milliseconds at most; an empty one says that the next is not ready yet, and is dropped.
+        """
         ...
 
     def restore(self, chunks: Iterable[bytes]) -> None:

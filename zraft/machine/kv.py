@@ -51,6 +51,7 @@ from zraft.machine.kv_codec import (
 )
 from zraft.machine.kv_results import encode_result
 from zraft.machine.kv_snapshot import FORMAT, FrozenView, Header, Item, read_snapshot
+from zraft.machine.table import Table
 
 _MASK = (1 << 64) - 1
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads small numbers over 64 bits
@@ -69,7 +70,7 @@ class KV:
     """The store. Implements `StateMachine`."""
 
     def __init__(self) -> None:
-        self._items: dict[bytes, Item] = {}
+        self._items: Table[Item] = Table()
         self._keys = SortedList()
         self._revision = 1
         self._sum = 0
@@ -116,16 +117,18 @@ class KV:
         """Replace the state by a snapshot's; DecodeError leaves the old one as it was."""
         values = read_snapshot(chunks)
         header: Header = next(values)
-        items: dict[bytes, Item] = {}
+        items: Table[Item] = Table()
+        keys: list[bytes] = []
         total = 0
         for key, value, create, mod, version, lease in values:
             hashed = item_hash(key, value, mod)
             items[key] = (value, create, mod, version, lease, hashed)
+            keys.append(key)
             total += hashed
         if total & _MASK != header.state_sum:
             raise DecodeError("a snapshot's items do not have the hash of its header")
         # Views hold on to the old containers, which change no more.
-        self._items, self._keys, self._views = items, SortedList(items), []
+        self._items, self._keys, self._views = items, SortedList(keys), []
         self._revision, self._sum = header.revision, header.state_sum
 
     def digest(self) -> int:
@@ -217,26 +220,28 @@ class KV:
     # Keys
 
     def _put(self, key: bytes, value: bytes, revision: int) -> None:
-        old = self._items.get(key)
+        items = self._items.part(key)
+        old = items.get(key)
         if self._views:
             self._keep(key, old)
         hashed = item_hash(key, value, revision)
         if old is None:
             self._keys.add(key)
-            self._items[key] = (value, revision, revision, 1, 0, hashed)
+            items[key] = (value, revision, revision, 1, 0, hashed)
             self._sum = (self._sum + hashed) & _MASK
         else:
-            self._items[key] = (value, old[1], revision, old[3] + 1, 0, hashed)
+            items[key] = (value, old[1], revision, old[3] + 1, 0, hashed)
             self._sum = (self._sum + hashed - old[5]) & _MASK
 
     def _delete(self, key: bytes) -> int:
         """Delete a key; return the number of keys that were deleted."""
-        old = self._items.get(key)
+        items = self._items.part(key)
+        old = items.get(key)
         if old is None:
             return 0
         if self._views:
             self._keep(key, old)
-        del self._items[key]
+        del items[key]
         self._keys.remove(key)
         self._sum = (self._sum - old[5]) & _MASK
         return 1

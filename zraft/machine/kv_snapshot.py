@@ -22,13 +22,17 @@ import msgpack
 from sortedcontainers import SortedList
 
 from zraft.errors import DecodeError, VersionError
+from zraft.machine.table import Table
 from zraft.wire_entry import MAX_FRAME_BYTES, MAX_U64
 
 FORMAT = 1
 CHUNK_BYTES = 64 << 10
+KEYS_AT_ONCE = 1000  # looked at for one chunk: 2 ms
 
 Item = tuple[bytes, int, int, int, int, int]
 """What the store keeps of a key: value, create_revision, mod_revision, version, lease, hash."""
+
+_UNCHANGED: Item = (b"", 0, 0, 0, 0, 0)  # what no view keeps
 
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 
@@ -43,12 +47,16 @@ class Header(NamedTuple):
 
 
 class FrozenView:
-    """An iterator over a snapshot's chunks. Dropping it, or reading it to its end, frees it."""
+    """An iterator over a snapshot's chunks. Dropping it, or reading it to its end, frees it.
 
-    def __init__(self, header: Header, items: dict[bytes, Item], keys: SortedList) -> None:
+    Each step takes a bounded time, whatever the store did meanwhile. Where many keys had to be
+    passed over, a chunk is empty: the next one is not ready yet.
+    """
+
+    def __init__(self, header: Header, items: Table[Item], keys: SortedList) -> None:
         self._items = items
         self._keys = keys
-        self._kept: dict[bytes, Item | None] = {}  # as they were; None: did not exist
+        self._kept: Table[Item | None] = Table()  # as they were; None: did not exist
         self._kept_keys = SortedList()  # of those that existed: they may be gone from `keys`
         self._written = b""  # every key up to here is in a chunk; the empty key does not exist
         self._done = False
@@ -56,9 +64,12 @@ class FrozenView:
 
     def keep(self, key: bytes, old: Item | None) -> None:
         """Take note of a key's value before it changes; only the first time counts."""
-        if key <= self._written or key in self._kept:
+        if key <= self._written or self._done:
             return
-        self._kept[key] = old
+        kept = self._kept.part(key)
+        if key in kept:
+            return
+        kept[key] = old
         if old is not None:
             self._kept_keys.add(key)
 
@@ -68,6 +79,8 @@ class FrozenView:
     def __next__(self) -> bytes:
         if not self._done and len(self._buffer) < CHUNK_BYTES:
             self._fill()
+        if len(self._buffer) < CHUNK_BYTES and not self._done:
+            return b""  # chunks are cut at the same bytes everywhere: no shorter one instead
         if not self._buffer:
             raise StopIteration
         chunk = bytes(self._buffer[:CHUNK_BYTES])
@@ -75,30 +88,31 @@ class FrozenView:
         return chunk
 
     def _fill(self) -> None:
-        """Pack items until there is enough for a chunk, or none is left."""
+        """Pack items until there is enough for a chunk, enough was looked at, or none is left."""
         after = (False, True)
         live = self._keys.irange(self._written or None, None, after)
         gone = self._kept_keys.irange(self._written or None, None, after)
+        keys = merge(live, gone) if self._kept_keys else live
         passed: list[bytes] = []
-        for key in merge(live, gone):
+        for _ in range(KEYS_AT_ONCE):
+            key = next(keys, None)
+            if key is None:
+                self._done = True
+                break
             if key == self._written:  # it is in both
                 continue
             self._written = key
-            item: Item | None
-            if key in self._kept:
-                passed.append(key)
-                item = self._kept[key]
-                if item is None:
-                    continue
-            else:
+            item = self._kept.part(key).get(key, _UNCHANGED)
+            if item is _UNCHANGED:
                 item = self._items[key]
-            self._buffer += _packer.pack((key, *item[:5]))
-            if len(self._buffer) >= CHUNK_BYTES:
-                break
-        else:
-            self._done = True
+            else:
+                passed.append(key)
+            if item is not None:
+                self._buffer += _packer.pack((key, *item[:5]))
+                if len(self._buffer) >= CHUNK_BYTES:
+                    break
         for key in passed:
-            if self._kept.pop(key) is not None:
+            if self._kept.part(key).pop(key) is not None:
                 self._kept_keys.remove(key)
 
 

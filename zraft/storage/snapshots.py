@@ -218,13 +218,15 @@ class SnapshotWriter:
         return self._file.size_bytes
 
     def write(self, section: str, chunk: bytes) -> None:
-        """Add a chunk to a section; the chunks of a section come in a row.
+        """Add a chunk to a section; the chunks of a section come in a row. Empty ones are dropped.
 
         Takes as long as writing `chunk` does, and now and then as syncing the last mebibyte.
 
         Raises:
             StorageError: the disk refused; abort it.
         """
+        if not chunk:
+            return
         data = encode_record(RecordType.CHUNK, chunk)
         if section != self._section:
             assert 0 < len(section.encode()) <= MAX_SECTION_BYTES
