@@ -96,7 +96,7 @@ class ServerBench:
         raft = Raft(
             me,
             storage.load(),
-            settings=Settings(),
+            settings=Settings(lease=limits.lease_reads),
             codec=EntryCodec(),
             random=random.Random(me),
             now_ms=self.now_ms,
@@ -139,6 +139,7 @@ class ServerBench:
         flags: Flag = Flag.NONE,
         deadline_ms: int = 5000,
         named: tuple[int, int, int] = (0, 0, 0),
+        max_staleness_ms: int = 0,
     ) -> int:
         """Send one client request to `node` and return its id.
 
@@ -147,6 +148,7 @@ class ServerBench:
         request_id = self._next_id
         self._next_id += 1
         request = Request(request_id, *named, deadline_ms, consistency, flags, body)
+        request = request._replace(max_staleness_ms=max_staleness_ms)
         self.servers[node].on_requests(b"client", [request], now_ms=self.now_ms)
         return request_id
 

@@ -15,13 +15,16 @@ import msgspec
 PROTOCOL_VERSION = 1
 CONTROL_VERSION = 1
 
+STALENESS_UNKNOWN_MS = 1 << 40
+"""The staleness that a node tells that never heard a leader: it may be anything."""
+
 
 class Consistency(IntEnum):
     """What a request may see. `WRITE` is a command and goes through the log."""
 
     WRITE = 0
     LINEARIZABLE = 1  # ReadIndex (thesis §6.4)
-    LEASE = 2  # answered by the leader alone; trusts clocks (thesis §6.4.1)
+    LEASE = 2  # answered by the leader alone, if that is allowed; trusts clocks (thesis §6.4.1)
     STALE = 3  # any node, as of its applied index
 
 
@@ -74,7 +77,8 @@ class Reply(NamedTuple):
     `index` is that of the entry that was applied (writes) or of the state that was read (reads), 0
     when there is none; `leader` is a member id to ask instead, 0 when none is known. `body` is the
     state machine's result, or UTF-8 text that says why not. `delay_ms`: with BUSY, when to try
-    again. `staleness_ms`: of a stale read, how long ago what was read was the newest for certain.
+    again. `staleness_ms`, of a stale read: how long ago what was read was the newest. With a bound
+    that is proven; without one, an estimate: since this node last heard a leader.
     """
 
     request_id: int

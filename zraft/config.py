@@ -75,6 +75,13 @@ class Sessions(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Annotated[int, Meta(ge=MIB, le=1024 * MIB)] = 64 * MIB
 
 
+class Reads(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which reads are allowed to trust what."""
+
+    lease: bool = False
+    clock_drift_percent: Annotated[int, Meta(ge=1, le=90)] = 10
+
+
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Upper bounds of what one node holds and does at a time."""
 
@@ -124,6 +131,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     replication: Replication = field(default_factory=Replication)
     storage: Storage = field(default_factory=Storage)
     sessions: Sessions = field(default_factory=Sessions)
+    reads: Reads = field(default_factory=Reads)
     limits: Limits = field(default_factory=Limits)
     logging: Logging = field(default_factory=Logging)
     supervisor: Supervisor = field(default_factory=Supervisor)
@@ -159,6 +167,11 @@ RULES = (
         "timing.heartbeat_ms ≤ timing.election_min_ms / 2 (or one lost heartbeat is an election)",
         ("timing.heartbeat_ms", "timing.election_min_ms"),
         lambda v: 2 * v["timing.heartbeat_ms"] <= v["timing.election_min_ms"],
+    ),
+    Rule(
+        "reads.lease needs timing.check_quorum (a lease rests on what makes voters wait)",
+        ("reads.lease", "timing.check_quorum"),
+        lambda v: v["timing.check_quorum"] or not v["reads.lease"],
     ),
     _at_most("replication.max_batch_bytes", "replication.max_inflight_bytes"),
     _at_most("storage.prealloc_bytes", "storage.segment_bytes"),

@@ -5,6 +5,7 @@
     ├─ ProtocolError                        bytes from outside that are not what they should be
     │  ├─ DecodeError   ├─ VersionError   └─ TooLargeError
     ├─ ControlError                         unknown node, fault, argument
+    │  └─ NotLeader                         only a leader can do that: exit 6
     ├─ SupervisorError                      start timeout; lock held: exit 75
     │  └─ NotRunning                        no such cluster, nothing runs: exit 3
     ├─ StorageError                         the disk refused: exit 74
@@ -99,6 +100,13 @@ class ControlError(ZraftError):
 
     code = "usage"
     exit_code = 2
+
+
+class NotLeader(ControlError):
+    """Only a leader can do this, and this node does not lead (any more); nothing was done."""
+
+    code = "not_leader"
+    exit_code = 6
 
 
 class SupervisorError(ZraftError):

@@ -62,6 +62,8 @@ class World:
     flush_takes_ms: float = 0
     more: bool = False
     drained: bool = True
+    handing_over: bool = False
+    stopped_again_by: set[int] = field(default_factory=set)  # while it hands over
     waiting: int = 0
     leading: bool = False
     taking_takes_ms: float = 0
@@ -147,9 +149,20 @@ class Server:
         return self.world.drained
 
     @property
+    def handing_over(self) -> bool:
+        """As the world says."""
+        return self.world.handing_over
+
+    @property
     def waiting(self) -> int:
         """As the world says."""
         return self.world.waiting
+
+    def transfer(self, *, now_ms: int) -> object | None:
+        """Note it; the world says whether somebody is there to take over."""
+        self.world.note("transfer", now_ms)
+        self.world.taken = set(self.world.stopped_again_by)
+        return None if self.world.handing_over else "nobody there"
 
     def next_deadline_ms(self) -> int:
         """As the world says."""

@@ -124,6 +124,10 @@ IMPOSSIBLE: list[tuple[dict[str, object], list[str]]] = [
     ({"storage.segment_bytes": 65536}, ["prealloc_bytes = 262144 (default)", "segment_bytes"]),
     ({"limits.max_waiting_requests": 10}, ["max_parked_requests ≤"]),
     ({"supervisor.backoff_min_ms": 20000}, ["backoff_min_ms ≤"]),
+    (
+        {"reads.lease": True, "timing.check_quorum": False},
+        ["reads.lease needs timing.check_quorum"],
+    ),
     ({"limits.max_request_bytes": 4096}, ["max_key_bytes ≤"]),
 ]
 
@@ -212,7 +216,7 @@ def test_default_toml_explains_every_key_with_its_unit() -> None:
     text = (CONFIGS / "default.toml").read_text(encoding="utf-8")
     units = (
         r"(Milliseconds|Seconds|Bytes|Messages|Requests|Entries|Events|Files|Crashes|Sessions"
-        r"|true or|\")"
+        r"|Percent|true or|\")"
     )
     for key in KEYS:
         name = key.partition(".")[2]

@@ -212,14 +212,41 @@ def test_a_blocked_loop_blocks_for_as_long_as_it_was_asked(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_ends_the_loop_in_order(world: World, number: signal.Signals) -> None:
-    """The turn is finished, requests are refused, leadership is given up, replies leave."""
+    """Nobody to hand over to: requests are refused, leadership is given up, replies leave."""
     loop = make_loop(world)
     world.ready = {SIGNALS_FD: 1}
     world.taken = {number}
     assert loop.run() == number.name
     tail = world.calls[world.calls.index("lines") + 1 :]
-    assert tail == ["prepare stop", "finish stop", "flush", "flush replies"]
+    assert tail == ["transfer", "prepare stop", "finish stop", "flush", "flush replies"]
     assert ("node.stopping", {"reason": number.name}) in world.events
+
+
+def test_a_stop_hands_over_before_it_refuses_requests(world: World) -> None:
+    """The loop serves on while leadership moves, for a second at most; then it stops anyway."""
+    loop = make_loop(world)
+    world.stop_asked = True
+    world.handing_over = True
+    world.deadline_ms = world.clock.now_ms()
+    world.flush_takes_ms = 60
+    before_ms = world.clock.now_ms()
+    assert loop.run() == "control"
+    between = world.calls[world.calls.index("transfer") : world.calls.index("prepare stop")]
+    assert between.count("flush") >= 10
+    assert 1000 <= world.times["prepare stop"] - before_ms <= 1200
+
+
+def test_a_second_stop_ends_the_hand_over(world: World) -> None:
+    """Who asks twice is in a hurry: leadership is given up at once."""
+    loop = make_loop(world)
+    world.handing_over = True
+    world.ready = {SIGNALS_FD: 1}
+    world.taken = {signal.SIGTERM}
+    world.stopped_again_by = {signal.SIGTERM}
+    before_ms = world.clock.now_ms()
+    assert loop.run() == "SIGTERM"
+    assert world.times["prepare stop"] == before_ms
+    assert world.calls[-3:] == ["finish stop", "flush", "flush replies"]
 
 
 def test_a_stop_waits_a_moment_for_what_is_in_the_log(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from tests.server_bench import ServerBench
 from zraft.api import Code, Consistency, Flag
 from zraft.core.model import Role
@@ -218,16 +220,16 @@ def test_stop_answers_everyone() -> None:
     assert not server.drained
     server.finish_stop(now_ms=bench.now_ms)
     codes = [bench.only_answer(i).code for i in (undecided, read, late)]
-    assert codes == [Code.UNKNOWN, Code.UNAVAILABLE, Code.UNAVAILABLE]
+    assert codes == [Code.UNKNOWN, Code.NOT_LEADER, Code.NOT_LEADER]
     assert server.waiting == 0
     assert server.raft.role is Role.FOLLOWER
 
 
-def test_unsupported_requests_are_refused_not_guessed() -> None:
-    """Sessions and lease reads are refused until they exist."""
+def test_unknown_consistency_is_refused_not_guessed() -> None:
+    """A level that a newer client knows, and this node does not, is not taken for another one."""
     bench = elected(1)
-    lease = bench.request(1, encode_get(b"k"), consistency=Consistency.LEASE)
-    assert bench.only_answer(lease).code == Code.UNSUPPORTED
+    newer = bench.request(1, encode_get(b"k"), consistency=cast("Consistency", 9))
+    assert bench.only_answer(newer).code == Code.UNSUPPORTED
 
 
 def test_single_node_serves_alone() -> None:

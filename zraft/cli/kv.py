@@ -14,17 +14,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from zraft.cli.errors import EXIT_OK, CasConflict, refuse_not_built, usage_error
+from zraft.cli.durations import parse_duration_ms
+from zraft.cli.errors import EXIT_OK, CasConflict, usage_error
 from zraft.cli.fault_words import one_line
 from zraft.cli.options import Run, command, noun
 from zraft.cli.output import Cell, Output, plural, printable
 from zraft.errors import ControlError, NotFound, NotRunning, OutcomeUnknown, Unavailable
 
 if TYPE_CHECKING:
+    from zraft.client.kv import ReadConsistency
     from zraft.client.sync import Client, Info
     from zraft.machine.kv_results import KeyValue
     from zraft.paths import ClusterFile
@@ -38,7 +40,7 @@ app = noun(
 
 DEFAULT_TIMEOUT_MS = 5_000
 ENCODINGS = ("utf8", "base64", "hex", "raw")
-LEVELS = ("linearizable", "stale")
+LEVELS = ("linearizable", "lease", "stale")
 
 Key = Annotated[str, typer.Argument(metavar="KEY")]
 At = Annotated[
@@ -52,11 +54,19 @@ Encoding = Annotated[
 Level = Annotated[
     str,
     typer.Option(
-        "--consistency", metavar="LEVEL", help="linearizable (default), or stale: any node's own."
+        "--consistency",
+        metavar="LEVEL",
+        help="linearizable (default); lease: by the leader's clock; stale: any node's own.",
+    ),
+]
+Bound = Annotated[
+    str | None,
+    typer.Option(
+        "--max-staleness", metavar="TIME", help="With stale: refuse what may be older (500ms, 2s)."
     ),
 ]
 
-_READS_LATER = ("--explain", "--max-staleness")
+_READS_LATER = ("--explain",)
 
 
 # ------------------------------------------------------------------------------------- clients
@@ -133,12 +143,28 @@ def explain(run: Run, error: Unavailable | OutcomeUnknown) -> None:
     error.why = "; ".join(facts)
 
 
-def _level(name: str) -> Literal["linearizable", "stale"]:
-    if name == "lease":
-        raise refuse_not_built("--consistency lease", instead=("--consistency linearizable",))
+def _level(name: str) -> ReadConsistency:
     if name not in LEVELS:
         raise usage_error(f'--consistency: no level "{name}"', LEVELS, name)
-    return "stale" if name == "stale" else "linearizable"
+    return cast("ReadConsistency", name)
+
+
+def _bound_s(text: str | None, level: str) -> float | None:
+    """Return the seconds of `--max-staleness`, None without one."""
+    if text is None:
+        return None
+    if level != "stale":
+        raise ControlError(
+            f"--max-staleness does not fit --consistency {level}",
+            why="it bounds how old a stale read may be; other reads are never old",
+            try_="--consistency stale --max-staleness 2s",
+        )
+    return parse_duration_ms(text, "--max-staleness") / 1000
+
+
+def _age(level: str, info: Info | None) -> dict[str, Any]:
+    """Return the field that says how old a stale read was; null when its node can't know."""
+    return {"staleness_ms": info.staleness_ms} if level == "stale" and info is not None else {}
 
 
 # ------------------------------------------------------------------------------- values as text
@@ -271,14 +297,16 @@ def get(
     run: Run,
     key: Key,
     consistency: Level = "linearizable",
+    max_staleness: Bound = None,
     at: At = None,
     encoding: Encoding = None,
 ) -> int:
     """Print the value of a key, and nothing else. Exit 4 when there is no such key."""
     level = _level(consistency)
+    bound_s = _bound_s(max_staleness, level)
     _checked_encoding(encoding)
     with connected(run, at) as (client, target):
-        item = client.kv.entry(to_bytes(key), consistency=level, at=target)
+        item = client.kv.entry(to_bytes(key), consistency=level, max_staleness=bound_s, at=target)
         info = client.info
     assert info is not None
     if item is None:
@@ -290,6 +318,7 @@ def get(
         **_item(item, encoding),
         **_served(info),
         "consistency": level,
+        **_age(level, info),
         "read_index": info.index,
         "revision": info.revision,
     }
@@ -395,15 +424,22 @@ def scan(
     ] = None,
     keys_only: Annotated[bool, typer.Option("--keys-only", help="Without values.")] = False,
     consistency: Level = "linearizable",
+    max_staleness: Bound = None,
     at: At = None,
     encoding: Encoding = None,
 ) -> int:
     """List the keys that start with a prefix, in order."""
     level = _level(consistency)
+    bound_s = _bound_s(max_staleness, level)
     _checked_encoding(encoding)
     with connected(run, at) as (client, target):
         items = client.kv.scan(
-            to_bytes(prefix), limit=limit, keys_only=keys_only, consistency=level, at=target
+            to_bytes(prefix),
+            limit=limit,
+            keys_only=keys_only,
+            consistency=level,
+            max_staleness=bound_s,
+            at=target,
         )
         info = client.info
     document = {
@@ -412,6 +448,7 @@ def scan(
         "prefix": prefix,
         "items": [_item(item, encoding, keys_only) for item in items],
         "consistency": level,
+        **_age(level, info),
         **_served(info),
     }
 

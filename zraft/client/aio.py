@@ -119,6 +119,7 @@ class AsyncClient:
         flags: Flag = Flag.NONE,
         timeout_s: float | None = None,
         at: str | None = None,
+        max_staleness_ms: int = 0,
     ) -> Reply:
         """Send a request, wait for its end, and return the reply that says "ok".
 
@@ -129,7 +130,13 @@ class AsyncClient:
         loop = self._running_loop()
         timeout_ms = round(1000 * (self.timeout_s if timeout_s is None else timeout_s))
         request_id = self.core.submit(
-            body, consistency, flags, timeout_ms=timeout_ms, now_ms=clock.now_ms(), target=at
+            body,
+            consistency,
+            flags,
+            timeout_ms=timeout_ms,
+            now_ms=clock.now_ms(),
+            target=at,
+            max_staleness_ms=max_staleness_ms,
         )
         future: asyncio.Future[Finished] = loop.create_future()
         self._waiting[request_id] = future

@@ -11,11 +11,12 @@ from zraft.api import Consistency
 from zraft.client.kv import (
     PutResult,
     ReadConsistency,
+    ReadLevel,
     Text,
     as_bytes,
     decoded,
     no_key,
-    read_consistency,
+    read_level,
 )
 from zraft.machine.kv_codec import (
     Range,
@@ -74,11 +75,14 @@ class AsyncKvClient:
         key: Text,
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> bytes | None:
-        """Return a key's value, None when there is no such key."""
-        item = await self.entry(key, consistency=consistency, timeout=timeout, at=at)
+        """Return a key's value, None when there is no such key; see `KvClient.get`."""
+        item = await self.entry(
+            key, consistency=consistency, max_staleness=max_staleness, timeout=timeout, at=at
+        )
         return None if item is None else item.value
 
     def __getitem__(self, key: Text) -> Awaitable[bytes]:
@@ -96,12 +100,14 @@ class AsyncKvClient:
         key: Text,
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> KeyValue | None:
         """Return a key with its revisions and version, None when there is no such key."""
         body = encode_get(as_bytes(key))
-        result = await self._read(body, decode_get_result, consistency, timeout, at)
+        level = read_level(consistency, max_staleness)
+        result = await self._read(body, decode_get_result, level, timeout, at)
         self._note_revision(result.revision)
         return result.item
 
@@ -150,6 +156,7 @@ class AsyncKvClient:
         limit: int | None = None,
         keys_only: bool = False,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> list[KeyValue]:
@@ -158,6 +165,7 @@ class AsyncKvClient:
         More than fits into one answer (1,000 keys, 512 KiB) is read page by page, each as
         consistent as was asked; a write between two pages may be seen by the later one.
         """
+        level = read_level(consistency, max_staleness)
         start = as_bytes(prefix)
         end = prefix_end(start)
         flags = RangeFlag.KEYS_ONLY if keys_only else RangeFlag.NONE
@@ -165,7 +173,7 @@ class AsyncKvClient:
         while limit is None or len(found) < limit:
             left = 0 if limit is None else limit - len(found)
             body = encode_range(Range(start, end, left, flags))
-            page = await self._read(body, decode_range_result, consistency, timeout, at)
+            page = await self._read(body, decode_range_result, level, timeout, at)
             self._note_revision(page.revision)
             found += page.items
             if not page.more or not page.items:
@@ -178,13 +186,15 @@ class AsyncKvClient:
         prefix: Text = b"",
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> int:
         """Return how many keys start with `prefix`."""
         start = as_bytes(prefix)
         body = encode_range(Range(start, prefix_end(start), 0, RangeFlag.COUNT_ONLY))
-        page = await self._read(body, decode_range_result, consistency, timeout, at)
+        level = read_level(consistency, max_staleness)
+        page = await self._read(body, decode_range_result, level, timeout, at)
         self._note_revision(page.revision)
         return page.total
 
@@ -210,12 +220,16 @@ class AsyncKvClient:
         self,
         body: bytes,
         decode: Callable[[bytes], Result],
-        consistency: str,
+        level: ReadLevel,
         timeout: float | None,
         at: str | None,
     ) -> Result:
         reply = await self._client.call(
-            body, read_consistency(consistency), timeout_s=timeout, at=at
+            body,
+            level.consistency,
+            timeout_s=timeout,
+            at=at,
+            max_staleness_ms=level.max_staleness_ms,
         )
         return decoded(decode, reply.body)
 

@@ -87,6 +87,7 @@ class Pending:
     deadline_ms: int
     target: Node | None
     wire_id: int
+    max_staleness_ms: int = 0
     node: Node | None = None
     sent_ms: int = 0
     attempts: int = 0
@@ -137,10 +138,12 @@ class ClientCore:
         timeout_ms: int,
         now_ms: int,
         target: str | None = None,
+        max_staleness_ms: int = 0,
     ) -> int:
         """Take a request and return its id; `results` tells how it ended.
 
         Args:
+            max_staleness_ms: of a stale read; 0: no bound.
             target: the name of the only node to ask; it may still pass the request on.
 
         Raises:
@@ -157,7 +160,15 @@ class ClientCore:
         request_id = self._new_id()
         deadline_ms = now_ms + max(0, timeout_ms)
         pending = Pending(
-            request_id, body, consistency, flags, now_ms, deadline_ms, node, request_id
+            request_id,
+            body,
+            consistency,
+            flags,
+            now_ms,
+            deadline_ms,
+            node,
+            request_id,
+            max_staleness_ms,
         )
         self._table[request_id] = pending
         self._queue.append(pending)
@@ -237,7 +248,15 @@ class ClientCore:
         left_ms = pending.deadline_ms - now_ms
         told_ms = max(1, left_ms - min(left_ms // 10, MARGIN_MAX_MS))
         return Request(
-            pending.wire_id, 0, 0, 0, told_ms, pending.consistency, pending.flags, pending.body
+            pending.wire_id,
+            0,
+            0,
+            0,
+            told_ms,
+            pending.consistency,
+            pending.flags,
+            pending.body,
+            pending.max_staleness_ms,
         )
 
     def take_connects(self) -> list[int]:

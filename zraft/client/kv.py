@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 Text = str | bytes
 ReadConsistency = Literal["linearizable", "lease", "stale"]
+LEVELS = {
+    "linearizable": Consistency.LINEARIZABLE,
+    "lease": Consistency.LEASE,
+    "stale": Consistency.STALE,
+}
+MAX_STALENESS_S = 86_400
 
 
 class PutResult(NamedTuple):
@@ -57,23 +63,30 @@ def as_bytes(text: Text) -> bytes:
     return text.encode() if isinstance(text, str) else bytes(text)
 
 
-def read_consistency(name: str) -> Consistency:
-    """Return the consistency of a read; ControlError for what is not built, or not known."""
-    if name == "linearizable":
-        return Consistency.LINEARIZABLE
-    if name == "stale":
-        return Consistency.STALE
-    if name == "lease":
+class ReadLevel(NamedTuple):
+    """What a read may see: see `KvClient.get`."""
+
+    consistency: Consistency
+    max_staleness_ms: int = 0
+
+
+def read_level(name: str, max_staleness: float | None = None) -> ReadLevel:
+    """Return what a read may see; ControlError for an unknown name or an impossible bound."""
+    if name not in LEVELS:
         raise ControlError(
-            "lease reads are not supported yet",
-            why="they trust clocks, and the leases they need are not built",
-            try_="consistency='linearizable' (the default), or 'stale'",
+            f'no consistency "{name}"',
+            why=f"a read is {', '.join(LEVELS)}",
+            try_="consistency='linearizable'",
         )
-    raise ControlError(
-        f'no consistency "{name}"',
-        why="a read is linearizable or stale",
-        try_="consistency='linearizable'",
-    )
+    if max_staleness is None:
+        return ReadLevel(LEVELS[name])
+    if name != "stale" or not 0 < max_staleness <= MAX_STALENESS_S:
+        raise ControlError(
+            f"max_staleness={max_staleness:g} is impossible",
+            why=f"it bounds a stale read, in seconds, above 0 and up to {MAX_STALENESS_S}",
+            try_="consistency='stale', max_staleness=2.0",
+        )
+    return ReadLevel(LEVELS[name], max(1, round(1000 * max_staleness)))
 
 
 def decoded(decode: Callable[[bytes], Result], body: bytes) -> Result:
@@ -118,11 +131,22 @@ class KvClient:
         key: Text,
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> bytes | None:
-        """Return a key's value, None when there is no such key."""
-        item = self.entry(key, consistency=consistency, timeout=timeout, at=at)
+        """Return a key's value, None when there is no such key.
+
+        Args:
+            consistency: `linearizable` sees every write that was acknowledged before the call;
+                `lease` does, too, and is faster, as long as the nodes' clocks are sound (the
+                cluster must allow it: `reads.lease`); `stale` is what one node has now.
+            max_staleness: of a stale read, in seconds: refuse what may be older (Unavailable).
+                `client.info` tells how old it was.
+        """
+        item = self.entry(
+            key, consistency=consistency, max_staleness=max_staleness, timeout=timeout, at=at
+        )
         return None if item is None else item.value
 
     def __getitem__(self, key: Text) -> bytes:
@@ -136,12 +160,14 @@ class KvClient:
         key: Text,
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> KeyValue | None:
         """Return a key with its revisions and version, None when there is no such key."""
         body = encode_get(as_bytes(key))
-        result = self._read(body, decode_get_result, consistency, timeout, at)
+        level = read_level(consistency, max_staleness)
+        result = self._read(body, decode_get_result, level, timeout, at)
         self._note_revision(result.revision)
         return result.item
 
@@ -187,6 +213,7 @@ class KvClient:
         limit: int | None = None,
         keys_only: bool = False,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> list[KeyValue]:
@@ -195,6 +222,7 @@ class KvClient:
         More than fits into one answer (1,000 keys, 512 KiB) is read page by page, each as
         consistent as was asked; a write between two pages may be seen by the later one.
         """
+        level = read_level(consistency, max_staleness)
         start = as_bytes(prefix)
         end = prefix_end(start)
         flags = RangeFlag.KEYS_ONLY if keys_only else RangeFlag.NONE
@@ -202,7 +230,7 @@ class KvClient:
         while limit is None or len(found) < limit:
             left = 0 if limit is None else limit - len(found)
             body = encode_range(Range(start, end, left, flags))
-            page = self._read(body, decode_range_result, consistency, timeout, at)
+            page = self._read(body, decode_range_result, level, timeout, at)
             self._note_revision(page.revision)
             found += page.items
             if not page.more or not page.items:
@@ -215,13 +243,15 @@ class KvClient:
         prefix: Text = b"",
         *,
         consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
         at: str | None = None,
     ) -> int:
         """Return how many keys start with `prefix`."""
         start = as_bytes(prefix)
         body = encode_range(Range(start, prefix_end(start), 0, RangeFlag.COUNT_ONLY))
-        page = self._read(body, decode_range_result, consistency, timeout, at)
+        level = read_level(consistency, max_staleness)
+        page = self._read(body, decode_range_result, level, timeout, at)
         self._note_revision(page.revision)
         return page.total
 
@@ -247,11 +277,17 @@ class KvClient:
         self,
         body: bytes,
         decode: Callable[[bytes], Result],
-        consistency: str,
+        level: ReadLevel,
         timeout: float | None,
         at: str | None,
     ) -> Result:
-        reply = self._client.call(body, read_consistency(consistency), timeout_s=timeout, at=at)
+        reply = self._client.call(
+            body,
+            level.consistency,
+            timeout_s=timeout,
+            at=at,
+            max_staleness_ms=level.max_staleness_ms,
+        )
         return decoded(decode, reply.body)
 
     def _note_revision(self, revision: int) -> None:

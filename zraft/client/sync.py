@@ -19,7 +19,7 @@ from typing import NamedTuple
 import zmq
 
 from zraft import clock
-from zraft.api import Consistency, Flag, Reply
+from zraft.api import STALENESS_UNKNOWN_MS, Consistency, Flag, Reply
 from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
 from zraft.client.kv import KvClient
 from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
@@ -31,6 +31,8 @@ class Info(NamedTuple):
 
     `node` wrote it (the leader, when `via` passed the request on); `index` is that of the entry
     that was applied, or of the state that was read; `revision` is the store's, 0 when unknown.
+    `staleness_ms`, of a stale read: how long ago what was read was the newest, as `Reply` says;
+    None when the node never heard a leader, and for other requests 0.
     """
 
     node: str
@@ -40,13 +42,16 @@ class Info(NamedTuple):
     term: int
     index: int  # type: ignore[assignment]  # a field, not tuple.index
     revision: int
+    staleness_ms: int | None = 0
 
 
 def info_of(core: ClientCore, reply: Reply, via: str) -> Info:
     """Return where a reply came from, that of a request which was sent to the node `via`."""
     member = core.nodes.of_member(reply.member_id)
     name = via if member is None else member.name
-    return Info(name, via, reply.member_id, core.cluster.hex(), reply.term, reply.index, 0)
+    cluster, age_ms = core.cluster.hex(), reply.staleness_ms
+    staleness_ms = age_ms if age_ms < STALENESS_UNKNOWN_MS else None
+    return Info(name, via, reply.member_id, cluster, reply.term, reply.index, 0, staleness_ms)
 
 
 class Client:
@@ -118,13 +123,21 @@ class Client:
         flags: Flag = Flag.NONE,
         timeout_s: float | None = None,
         at: str | None = None,
+        max_staleness_ms: int = 0,
     ) -> Reply:
         """Send a request, wait for its end, and return the reply that says "ok".
 
         Raises:
             RequestError, TooLargeError: it did not end with "ok"; see `zraft.errors`.
         """
-        request_id = self.submit(body, consistency, flags=flags, timeout_s=timeout_s, at=at)
+        request_id = self.submit(
+            body,
+            consistency,
+            flags=flags,
+            timeout_s=timeout_s,
+            at=at,
+            max_staleness_ms=max_staleness_ms,
+        )
         try:
             self._take_in(0)  # what happened since the last call: a lost connection, above all
             while request_id not in self._finished:
@@ -152,6 +165,7 @@ class Client:
         flags: Flag = Flag.NONE,
         timeout_s: float | None = None,
         at: str | None = None,
+        max_staleness_ms: int = 0,
     ) -> int:
         """Take a request without waiting, and return its id. `wait` sends it, and returns its end.
 
@@ -159,6 +173,7 @@ class Client:
 
         Args:
             at: the name of the only node to ask; there is no fail-over then.
+            max_staleness_ms: of a stale read; 0: no bound.
 
         Raises:
             ControlError: there is no node `at`, or this is not the client's thread.
@@ -166,7 +181,13 @@ class Client:
         self._check_owner()
         timeout_ms = round(1000 * (self.timeout_s if timeout_s is None else timeout_s))
         return self.core.submit(
-            body, consistency, flags, timeout_ms=timeout_ms, now_ms=clock.now_ms(), target=at
+            body,
+            consistency,
+            flags,
+            timeout_ms=timeout_ms,
+            now_ms=clock.now_ms(),
+            target=at,
+            max_staleness_ms=max_staleness_ms,
         )
 
     def wait(self, *, timeout_s: float | None = None) -> list[Finished]:

@@ -3,14 +3,15 @@
 Every follower that answers an append promises, by its own clock, to vote for nobody for one minimal
 election timeout. So a leader whose round was answered by a quorum can't have been replaced before
 
-    the moment the round began, *before its appends were sent*  +  election_min_ms − 10 %
+    the moment the round began, *before its appends were sent*  +  election_min_ms − drift
 
-by its own clock. The 10 % are what two clocks may differ over one timeout: **that is what a lease
-trusts**, and nothing else in Raft does. The time of an answer must never be used: the answer may
-have travelled for long.
+by its own clock. The drift, 10 % unless configured, is what two clocks may differ over one timeout:
+**that is what a lease trusts**, and nothing else in Raft does. The time of an answer must never be
+used: the answer may have travelled for long.
 
-Three times that must not be mixed up: the lease ends after the minimal timeout − 10 %, the promise
-lasts the minimal one, CheckQuorum deposes a leader after the maximal one.
+Three times that must not be mixed up: the lease ends after the minimal timeout less the drift
+(`lease_drift_percent`), the promise lasts the minimal one (`election_min_ms`), CheckQuorum deposes
+a leader after the maximal one (`election_max_ms`).
 
 The promise outlives what the node knows: a higher term learnt from a stray answer does not end it,
 and a node that starts may have given one before it forgot, so it begins with one. Only two things
@@ -22,9 +23,6 @@ from __future__ import annotations
 
 from zraft.core.rounds import began_ms, confirmed_round
 from zraft.core.state import RaftState
-
-DRIFT_PART = 10
-"""A lease is shorter than the promise by one part in so many: what clocks may differ."""
 
 
 def promise(st: RaftState) -> None:
@@ -52,7 +50,8 @@ def lease_until_ms(st: RaftState) -> int:
     leadership = st.leadership
     if leadership is None or not st.settings.lease or leadership.sent_timeout_now:
         return 0
-    length_ms = st.settings.election_min_ms - st.settings.election_min_ms // DRIFT_PART
+    timeout_ms = st.settings.election_min_ms
+    length_ms = timeout_ms * (100 - st.settings.lease_drift_percent) // 100
     if st.decides_alone:
         return st.now_ms + length_ms
     confirmed = confirmed_round(st, leadership)

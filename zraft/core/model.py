@@ -212,6 +212,7 @@ class Settings(NamedTuple):
     check_quorum: bool = True
     disconnect_hint: bool = True
     lease: bool = False
+    lease_drift_percent: int = 10  # a lease is so much shorter than the promise that it rests on
     hint_ends_promise: bool = True  # off where a refused connection does not prove a death
     max_inflight_messages: int = 64
     max_inflight_bytes: int = 1 << 20

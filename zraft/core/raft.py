@@ -71,6 +71,7 @@ def check_settings(settings: Settings) -> None:
     assert 1 <= settings.election_min_ms <= settings.election_max_ms
     assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
     assert settings.check_quorum or not settings.lease, "a lease needs its voters' stickiness"
+    assert 1 <= settings.lease_drift_percent <= 90
     assert settings.trailing_bytes <= settings.held_bytes
 
 

@@ -130,6 +130,7 @@ def on_append_entries(st: RaftState, m: AppendEntries) -> None:
         _answer(st, m, AppendEntriesResponse(st.me, m.src, st.term, False, 0, 0, 0, m.round))
         return
     hear_leader(st, m.src, m.term)
+    st.told_commit, st.told_ms = m.leader_commit, st.now_ms
     compacted = st.log.compacted
     if m.prev_log_index == compacted.index:
         assert m.prev_log_term == compacted.term, "a leader contradicts a compacted entry"

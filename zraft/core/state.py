@@ -149,6 +149,8 @@ class RaftState:
     leader_id: MemberId = NOBODY
     leader_contact_ms: int | None = None
     election_deadline_ms: int = FAR_MS
+    told_commit: int = 0  # the leader's commit index, as it said last
+    told_ms: int = 0  # and when; 0: never
     grace_used: bool = False
     hint: Hint | None = None
     promise_until_ms: int = 0  # with leases: no vote to anybody until then

@@ -17,6 +17,7 @@ from zraft.errors import DecodeError
 from zraft.machine.session_ops import decode_op
 from zraft.node.ports import Limits
 
+LEASES_OFF = "lease reads are off in this cluster (reads.lease): they trust the nodes' clocks"
 MIN_DELAY_MS = 10
 MAX_DELAY_MS = 1000
 
@@ -75,12 +76,15 @@ class Admission:
             why = _not_of_a_session(request)
             if why:
                 return Refusal(Code.INVALID, why)
-        if request.consistency == Consistency.STALE:
+        if request.consistency == Consistency.STALE and not request.max_staleness_ms:
             return None
-        if request.consistency not in (Consistency.WRITE, Consistency.LINEARIZABLE):
-            return Refusal(Code.UNSUPPORTED, f"consistency {request.consistency} is not built yet")
+        if request.consistency > Consistency.STALE:
+            why = f"this node knows no consistency {request.consistency}"
+            return Refusal(Code.UNSUPPORTED, why)
+        if request.consistency == Consistency.LEASE and not limits.lease_reads:
+            return Refusal(Code.UNSUPPORTED, LEASES_OFF)
         if self.stopping:
-            return Refusal(Code.UNAVAILABLE, "the node is stopping")
+            return Refusal(Code.NOT_LEADER, "the node is stopping")
         full = ""
         if self.waiting >= limits.max_waiting_requests:
             full = f"{self.waiting} requests wait"

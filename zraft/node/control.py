@@ -17,6 +17,7 @@ import zmq
 
 from zraft import clock
 from zraft.api import (
+    Accepted,
     Block,
     Campaign,
     ChangeMembers,
@@ -39,8 +40,10 @@ from zraft.api import (
     Whoami,
     WhoamiReply,
 )
-from zraft.core.model import MemberId
-from zraft.errors import ControlError, ZraftError
+from zraft.core.model import NOBODY, MemberId
+from zraft.core.raft import Raft
+from zraft.core.transfer import TransferRefusal
+from zraft.errors import ControlError, NotLeader, ZraftError
 from zraft.node.clients import Ready
 from zraft.node.rejects import Rejects
 from zraft.transport.bind import make_router
@@ -60,6 +63,15 @@ class Operated(Protocol):
 
     def step_down(self, *, now_ms: int) -> bool:
         """Give up leadership now; False when this node does not lead."""
+        ...
+
+    def transfer(self, target: MemberId = NOBODY, *, now_ms: int) -> TransferRefusal | None:
+        """Begin to hand leadership over, NOBODY: to the best voter; return why not."""
+        ...
+
+    @property
+    def raft(self) -> Raft:
+        """The core, to be looked at only."""
         ...
 
 
@@ -175,11 +187,15 @@ class Control:
                 return ControlDone("stopping")
             case Campaign():
                 if not self._server.campaign(now_ms=now_ms):
-                    raise ControlError(f"{self._whoami.name} leads already")
+                    raise ControlError(
+                        f"{self._whoami.name} does not stand for election",
+                        why="it leads, is no voter, or has promised a leader its lease",
+                        try_="zraft cluster status",
+                    )
                 return ControlDone("stands for election")
             case StepDown():
                 if not self._server.step_down(now_ms=now_ms):
-                    raise ControlError(
+                    raise NotLeader(
                         f"{self._whoami.name} does not lead", try_="zraft cluster status"
                     )
                 return ControlDone("gave up leadership")
@@ -195,10 +211,27 @@ class Control:
             case CrashAt(point):
                 self._faults.crash_at(point)
                 return ControlDone(f"crashes at {point}" if point else "crashes nowhere")
-            case ChangeMembers() | TransferLeadership() | TakeSnapshot():
+            case TransferLeadership(to=to):
+                return self._transfer(to, now_ms)
+            case ChangeMembers() | TakeSnapshot():
                 raise ControlError("not built yet")
             case _:
                 assert_never(request)
+
+    def _transfer(self, to: str, now_ms: int) -> Accepted:
+        target = self._member_id(to) if to else NOBODY
+        refusal = self._server.transfer(target, now_ms=now_ms)
+        whom = f" to {to}" if to else ""
+        if refusal is not None:
+            kind = NotLeader if refusal is TransferRefusal.NOT_LEADER else ControlError
+            raise kind(
+                f"{self._whoami.name} does not hand leadership over{whom}",
+                why=refusal.value,
+                try_="zraft cluster status",
+            )
+        raft = self._server.raft
+        message = f"hands leadership over{whom}"
+        return Accepted(index=raft.last_id.index, term=raft.term, message=message)
 
     def _isolate(self, peers: list[str], for_ms: int | None, now_ms: int) -> ControlDone:
         members = [self._member_id(name) for name in peers]

@@ -52,6 +52,7 @@ BULK_BATCH = 4  # chunks a turn, of up to 256 KiB, each to be written
 MAX_WAIT_MS = 1000
 MIN_STALL_MS = 20
 STALL_REPORT_MS = 1000
+HAND_OVER_PATIENCE_MS = 1000
 STOP_PATIENCE_MS = 500
 IDLE_WINDOW_MS = 250
 IDLE_INPUTS = 64  # messages and requests in a window: more is load
@@ -63,6 +64,8 @@ class LoopServer(Protocol):
 
     @property
     def drained(self) -> bool: ...
+    @property
+    def handing_over(self) -> bool: ...
     @property
     def waiting(self) -> int: ...
     def next_deadline_ms(self) -> int: ...
@@ -76,6 +79,7 @@ class LoopServer(Protocol):
     def on_forward_lost(self, leader: MemberId, *, now_ms: int) -> None: ...
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None: ...
     def flush(self, *, now_ms: int) -> bool: ...
+    def transfer(self, *, now_ms: int) -> object | None: ...
     def prepare_stop(self, *, now_ms: int) -> None: ...
     def finish_stop(self, *, now_ms: int) -> None: ...
 
@@ -232,22 +236,33 @@ class Loop:
         return reason
 
     def _stop(self, reason: str) -> None:
-        """Take no more requests, let those in the log be decided for a moment, give up leadership.
+        """Hand leadership over, take no more requests, and let those in the log be decided.
 
-        Sockets are closed after this only: a process whose peer socket is gone counts as dead, and
-        must not lead any more. A second request to stop ends the patience.
+        Writes that come in during the hand-over wait, and go to the next leader. Sockets are closed
+        after this only: a process whose peer socket is gone counts as dead, and must not lead any
+        more. A second request to stop ends the patience, and leadership is given up.
         """
         parts = self._parts
+        server = parts.server
         parts.telemetry.emit("node.stopping", reason=reason)
-        parts.server.prepare_stop(now_ms=clock.now_ms())
-        give_up_ms = clock.now_ms() + STOP_PATIENCE_MS
         parts.control.stop_asked = False
-        while not parts.server.drained and clock.now_ms() < give_up_ms:
-            if self.turn() is not None:
-                break
+        hurry = False
+        if server.transfer(now_ms=clock.now_ms()) is None:
+            hurry = not self._turn_until(lambda: not server.handing_over, HAND_OVER_PATIENCE_MS)
+        server.prepare_stop(now_ms=clock.now_ms())
+        if not hurry:
+            self._turn_until(lambda: server.drained, STOP_PATIENCE_MS)
         parts.server.finish_stop(now_ms=clock.now_ms())
         parts.server.flush(now_ms=clock.now_ms())
         parts.clients.flush_replies()
+
+    def _turn_until(self, done: Callable[[], bool], patience_ms: int) -> bool:
+        """Turn until something is so, or for so long; False when asked to stop meanwhile."""
+        give_up_ms = clock.now_ms() + patience_ms
+        while not done() and clock.now_ms() < give_up_ms:
+            if self.turn() is not None:
+                return False
+        return True
 
     # 1, 2: wait, and notice how late it got
 

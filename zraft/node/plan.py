@@ -102,7 +102,11 @@ def check_socket_directory(path: Path) -> None:
 
 
 def raft_settings(config: Config) -> Settings:
-    """Return the core's part of the configuration."""
+    """Return the core's part of the configuration.
+
+    All endpoints are on this host: there a refused connection proves that its process is gone, and
+    a promise to it ends (`hint_ends_promise`).
+    """
     timing, replication, limits = config.timing, config.replication, config.limits
     return Settings(
         election_min_ms=timing.election_min_ms,
@@ -111,6 +115,9 @@ def raft_settings(config: Config) -> Settings:
         pre_vote=timing.pre_vote,
         check_quorum=timing.check_quorum,
         disconnect_hint=timing.disconnect_hint,
+        lease=config.reads.lease,
+        lease_drift_percent=config.reads.clock_drift_percent,
+        hint_ends_promise=True,
         max_inflight_messages=replication.max_inflight_messages,
         max_inflight_bytes=replication.max_inflight_bytes,
         max_batch_bytes=replication.max_batch_bytes,
@@ -132,4 +139,5 @@ def server_limits(config: Config) -> Limits:
         apply_slice_ms=limits.apply_slice_ms,
         session_terms=Terms(sessions.ttl_ms, sessions.max_sessions, sessions.max_bytes),
         sync_slow_ms=config.timing.heartbeat_ms,
+        lease_reads=config.reads.lease,
     )

@@ -49,3 +49,4 @@ class Limits(NamedTuple):
     sync_slow_ms: int = 50
     digest_interval: int = 1024
     session_terms: Terms = Terms()
+    lease_reads: bool = False

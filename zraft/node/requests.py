@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
 from zraft.api import Request
 from zraft.core.model import NOBODY, MemberId
@@ -45,13 +44,6 @@ class Ticket:
     parked_ms: int = 0  # when it was parked first
     taken_ms: int = 0
     following: Ticket | None = None  # waits for the same entry
-
-
-class ConfirmedRead(NamedTuple):
-    """Reads that may be answered once `index` is applied."""
-
-    at_index: int
-    tickets: list[Ticket]
 
 
 class Deadlines:

@@ -26,13 +26,15 @@ from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
+from zraft.core.transfer import TransferRefusal
 from zraft.machine.base import Ctx, StateMachine
 from zraft.machine.replica import Applying, Replica
 from zraft.node.admission import Admission
 from zraft.node.digests import DigestWatch, compare_states
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
 from zraft.node.proposals import Proposals, chain_of, command_of
-from zraft.node.requests import ConfirmedRead, Deadlines, Place, Ticket
+from zraft.node.reading import Reading
+from zraft.node.requests import Deadlines, Place, Ticket
 from zraft.storage.base import Storage
 from zraft.transport.base import Peers
 
@@ -82,8 +84,7 @@ class Server:
         self._deadlines = Deadlines()
         self._parked: dict[int, Ticket] = {}
         self._proposals = Proposals()
-        self._reading: dict[int, list[Ticket]] = {}
-        self._confirmed: list[ConfirmedRead] = []
+        self.reading = Reading(raft)
         self._forwarded: dict[int, Ticket] = {}
         self._next_key = 1
         self._route_ms = FAR_MS
@@ -108,8 +109,13 @@ class Server:
 
     @property
     def drained(self) -> bool:
-        """Whether no proposal is undecided: a good moment to stop."""
-        return not self._proposals
+        """Whether no write is undecided: a good moment to stop."""
+        return not self._proposals and not self._forwarded
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether a transfer of leadership runs, or requests wait for the leader after it."""
+        return self.raft.transfer_to != NOBODY or bool(self._parked)
 
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
@@ -174,19 +180,30 @@ class Server:
                 self._report("request.repeated", index=kept.index, request=request.request_id)
                 self._answer(ticket, kept.code, kept.result, kept.index)
                 return True
-        if request.consistency == Consistency.STALE:
-            self._query(ticket)
+        if request.consistency == Consistency.STALE and self.reading.is_recent(request, now_ms):
+            self._query(ticket, now_ms)
             return True
         return False
 
     def on_forward_replies(self, leader: MemberId, replies: list[Reply], *, now_ms: int) -> None:
-        """Pass the leader's replies on to the clients that asked here; the id names the ticket."""
+        """Pass the leader's replies on to the clients that asked here; the id names the ticket.
+
+        What met one that leads no more goes to the leader after it, once that is known.
+        """
+        again: list[Ticket] = []
         for reply in replies:
             ticket = self._forwarded.get(reply.request_id)
-            if ticket is not None:
-                self._finish(ticket)
-                request_id = ticket.request.request_id
-                self._replies.reply(ticket.client, reply._replace(request_id=request_id))
+            if ticket is None:
+                continue
+            if reply.code == Code.NOT_LEADER and self.raft.leader_id != leader:
+                del self._forwarded[ticket.key]
+                ticket.place = Place.PARKED
+                again.append(ticket)
+                continue
+            self._finish(ticket)
+            request_id = ticket.request.request_id
+            self._replies.reply(ticket.client, reply._replace(request_id=request_id))
+        self._park(again, now_ms)
 
     def on_forward_lost(self, leader: MemberId, *, now_ms: int) -> None:
         """The connection to a leader is gone: reads try again, writes may be applied."""
@@ -209,11 +226,15 @@ class Server:
         """Give up leadership now; False when this node does not lead."""
         return self.raft.step_down(now_ms=now_ms)
 
+    def transfer(self, target: MemberId = NOBODY, *, now_ms: int) -> TransferRefusal | None:
+        """Begin to hand leadership over (see `Raft.transfer`); writes wait here until it ended."""
+        return self.raft.transfer(target, now_ms=now_ms)
+
     def prepare_stop(self, *, now_ms: int) -> None:
         """Take no new requests; those that are in the log may still be decided (see `drained`)."""
         self._admission.stopping = True
         for ticket in list(self._parked.values()):
-            self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
+            self._refuse(ticket, Code.NOT_LEADER, "the node is stopping")
         self._route_ms = FAR_MS
         del now_ms
 
@@ -222,37 +243,27 @@ class Server:
         self.raft.step_down(now_ms=now_ms, reason="stop")
         self.flush(now_ms=now_ms)
         undecided = [*self._proposals, *self._forwarded.values()]
-        reading = [ticket for tickets in self._reading.values() for ticket in tickets]
-        reading += [ticket for read in self._confirmed for ticket in read.tickets]
-        for ticket in [*undecided, *reading, *self._parked.values()]:
+        for ticket in [*undecided, *self.reading.waiting(), *self._parked.values()]:
             if ticket.place is not Place.DONE:
                 self._expire(ticket, "the node stopped")
 
     # Where a request goes
 
     def _route(self, tickets: list[Ticket], now_ms: int) -> None:
-        """Propose, read, forward or park: whoever leads decides."""
+        """Read here, propose, forward or park: whoever leads decides."""
         leader = self.raft.leader_id
-        if leader == self._me:
-            self._take(tickets, now_ms)
-        elif leader == NOBODY:
+        if leader == NOBODY:
             self._park(tickets, now_ms)
-        else:
-            self._forward(leader, tickets, now_ms)
-
-    def _take(self, tickets: list[Ticket], now_ms: int) -> None:
-        """As the leader: writes into the log, in one proposal; reads share one round."""
-        writes = [t for t in tickets if t.request.consistency == Consistency.WRITE]
-        if writes:
-            self._propose(writes, now_ms)
-        if len(writes) == len(tickets):
             return
-        read_id = self.raft.read(now_ms=now_ms)
-        assert read_id is not None, "only a leader takes requests"
-        for ticket in tickets:
-            if ticket.request.consistency != Consistency.WRITE:
-                ticket.place = Place.READING
-                self._reading.setdefault(read_id, []).append(ticket)
+        tickets = self.reading.take(tickets, now_ms)
+        if not tickets:
+            return
+        if leader != self._me:
+            self._forward(leader, tickets, now_ms)
+        elif self.raft.takes_proposals:
+            self._propose(tickets, now_ms)
+        else:
+            self._park(tickets, now_ms)
 
     def _propose(self, writes: list[Ticket], now_ms: int) -> None:
         """Put writes into the log; a copy of one that is there already waits with it."""
@@ -295,7 +306,7 @@ class Server:
             self._forwarded[forward_id] = ticket
 
     def _park(self, tickets: list[Ticket], now_ms: int) -> None:
-        """Keep requests until a leader is reached, for as long as two elections may take.
+        """Keep requests until a leader takes them, for as long as two elections may take.
 
         Then they go back as not applied: this node may be the one that is cut off.
         """
@@ -303,10 +314,10 @@ class Server:
         if new:
             self._report("request.parked", requests=new)
         for ticket in tickets:
-            if ticket.request.flags & _FORWARDED:
+            if ticket.request.flags & _FORWARDED and self.raft.leader_id != self._me:
                 self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
             elif self._admission.stopping:
-                self._refuse(ticket, Code.UNAVAILABLE, "the node is stopping")
+                self._refuse(ticket, Code.NOT_LEADER, "the node is stopping")
             elif len(self._parked) >= self._limits.max_parked_requests:
                 self._refuse(ticket, Code.BUSY, f"{len(self._parked)} requests wait for a leader")
             else:
@@ -323,10 +334,12 @@ class Server:
 
     def _route_parked(self, now_ms: int) -> None:
         """Try parked requests again once a leader is known."""
-        if not self._parked or self.raft.leader_id == NOBODY:
+        leader = self.raft.leader_id
+        hands_over = leader == self._me and not self.raft.takes_proposals
+        if not self._parked or leader == NOBODY or hands_over:
             self._route_ms = FAR_MS
             return
-        if self.raft.leader_id != self._me and now_ms < self._route_ms < FAR_MS:
+        if leader != self._me and now_ms < self._route_ms < FAR_MS:
             return
         self._route_ms = FAR_MS
         tickets = list(self._parked.values())
@@ -364,17 +377,18 @@ class Server:
             if ready.committed is not None:
                 assert self._applying is None
                 self._applying = Applying(ready.committed)
-            self._collect_reads(ready)
+            self.reading.on_ready(ready)
             for notice in ready.notices:
                 self._on_notice(notice)
             self.raft.advance(ready)
             if crashpoints.armed:
                 crashpoints.reach("flush.advanced")
             self._apply(slice_ends_ns)
-            self._retry_reads(ready, now_ms)
+            if ready.aborted_reads:  # they changed nothing, and go where the next leader is
+                self._park(self.reading.aborted(ready), now_ms)
             self._route_parked(now_ms)
         self._apply(slice_ends_ns)
-        self._answer_reads()
+        self._answer_reads(now_ms)
         compare_states(self.digests, self.raft, self.peers, now_ms=now_ms)
         return self._applying is not None
 
@@ -426,38 +440,19 @@ class Server:
                 self._report("request.repeated", index=outcome.index, request=index)
             self._answer(ticket, outcome.code, outcome.result, outcome.index)
 
-    def _collect_reads(self, ready: Ready) -> None:
-        for state in ready.reads:
-            tickets = self._reading.pop(state.read_id, None)
-            if tickets is not None:
-                self._confirmed.append(ConfirmedRead(state.index, tickets))
-
-    def _retry_reads(self, ready: Ready, now_ms: int) -> None:
-        """Reads of a leadership that ended go where the next leader is: they changed nothing."""
-        for read_id in ready.aborted_reads:
-            tickets = self._reading.pop(read_id, [])
-            self._park([t for t in tickets if t.place is Place.READING], now_ms)
-
-    def _answer_reads(self) -> None:
+    def _answer_reads(self, now_ms: int) -> None:
         """Answer the confirmed reads whose index is applied."""
-        if not self._confirmed:
-            return
-        later: list[ConfirmedRead] = []
         applied_index = self.replica.applied.index
-        for read in self._confirmed:
-            if read.at_index > applied_index:
-                later.append(read)
-                continue
-            for ticket in read.tickets:
-                if ticket.place is Place.READING:
-                    self._finish(ticket)
-                    self._query(ticket)
-        self._confirmed = later
+        self.reading.note_heard(applied_index)
+        for ticket in self.reading.due(applied_index):
+            self._finish(ticket)
+            self._query(ticket, now_ms)
 
-    def _query(self, ticket: Ticket) -> None:
-        """Ask the state machine as it is now, and reply."""
+    def _query(self, ticket: Ticket, now_ms: int) -> None:
+        """Ask the state machine as it is now, and reply; of a stale read, say how old that is."""
         code, answer = self.replica.query(ticket.request.body)
-        self._answer(ticket, code, answer, self.replica.applied.index)
+        age_ms = self.reading.age_ms(ticket.request, now_ms)
+        self._answer(ticket, code, answer, self.replica.applied.index, staleness_ms=age_ms)
 
     # How a request ends
 
@@ -486,15 +481,19 @@ class Server:
         self._refuse(ticket, Code.UNKNOWN if is_write and handed_on else Code.UNAVAILABLE, why)
 
     def _answer(
-        self, ticket: Ticket, code: Code, body: bytes, index: int = 0, delay_ms: int = 0
+        self,
+        ticket: Ticket,
+        code: Code,
+        body: bytes,
+        index: int = 0,
+        delay_ms: int = 0,
+        staleness_ms: int = 0,
     ) -> None:
-        raft, request_id = self.raft, ticket.request.request_id
+        me, raft, request_id = self._me, self.raft, ticket.request.request_id
         if code is not Code.OK:
             self._report("request.rejected", code=code.name, request=request_id)
-        self._replies.reply(
-            ticket.client,
-            Reply(request_id, code, self._me, raft.term, index, raft.leader_id, body, delay_ms),
-        )
+        head = request_id, code, me, raft.term, index, raft.leader_id
+        self._replies.reply(ticket.client, Reply(*head, body, delay_ms, staleness_ms))
 
     def _report_apply_error(self, ctx: Ctx, error: Exception) -> None:
         self._report("apply.failed", index=ctx.index, error=f"{type(error).__name__}: {error}")

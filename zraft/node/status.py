@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zraft import clock
-from zraft.api import FaultRule, FaultStatus, NodeStatus, PeerStatus, WhoamiReply
+from zraft.api import (
+    STALENESS_UNKNOWN_MS,
+    FaultRule,
+    FaultStatus,
+    NodeStatus,
+    PeerStatus,
+    WhoamiReply,
+)
 from zraft.core.model import NOBODY, MemberId, Role
 from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
 from zraft.machine.replica import Replica
+from zraft.node.reading import Reading
 from zraft.storage.base import StorageStats
 from zraft.transport.links import Fault
 
@@ -34,6 +42,8 @@ class StatusServer(Protocol):
     def parked(self) -> int: ...
     @property
     def replica(self) -> Replica: ...
+    @property
+    def reading(self) -> Reading: ...
 
 
 class StatusMachine(Protocol):
@@ -77,6 +87,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
     """Return this node's view of itself and of the cluster."""
     whoami, server, raft = sources.whoami, sources.server, sources.server.raft
     state, leadership = raft.state, raft.state.leadership
+    staleness_ms = server.reading.staleness_ms(now_ms)
     return NodeStatus(
         name=whoami.name,
         member_id=whoami.member_id,
@@ -109,6 +120,9 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         peers=[_peer_status(sources, peer, now_ms) for peer in state.peers],
         faults=[_fault_status(sources, fault, now_ms) for fault in sources.faults()],
         counters=_counters(sources),
+        transfer_to=_name(sources, raft.transfer_to),
+        lease_ms=raft.lease_left_ms(now_ms) or None,
+        staleness_ms=None if staleness_ms == STALENESS_UNKNOWN_MS else staleness_ms,
     )
 
 

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 from zraft.core import election, quorum, reads, replication, state
 from zraft.core.log import RaftLog
-from zraft.core.messages import AppendEntries, AppendEntriesResponse, Message, RequestVoteResponse
+from zraft.core.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Message,
+    ReadIndexResponse,
+    RequestVoteResponse,
+)
 from zraft.core.model import NOBODY, HardState, MemberId, Recovered, Role
 from zraft.core.notices import EntriesAppended, EntriesTruncated
 from zraft.core.raft import Raft
@@ -142,10 +148,12 @@ def _acknowledge_all(st: RaftState, m: AppendEntries) -> None:
 def _confirm_alone(st: RaftState, leadership: Leadership) -> None:
     waiting = []
     for pending in leadership.pending_reads:
-        if pending.index <= st.commit_index:
+        if pending.index > st.commit_index:
+            waiting.append(pending)
+        elif pending.asker == NOBODY:
             st.reads.append(ReadState(pending.read_id, pending.index))
         else:
-            waiting.append(pending)
+            st.say(ReadIndexResponse(st.me, pending.asker, st.term, pending.read_id, pending.index))
     leadership.pending_reads = waiting
 
 
