@@ -46,6 +46,7 @@ CATCH_ALL = {
     "zraft/node/__main__.py": "the top of the node's loop, before and after it runs",
     "supervisor/zraft_supervisor/supervisor.py": "the top of the supervisor's loop",
     "supervisor/zraft_supervisor/__main__.py": "the same, before and after it runs",
+    "zraft/machine/load.py": "a user's module may raise anything; it becomes a ConfigError",
     "zraft/machine/apply.py": "a machine's exception is a replicated result, never a crash",
 }
 

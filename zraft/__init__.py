@@ -20,13 +20,14 @@ from zraft.errors import (
 if TYPE_CHECKING:
     from zraft.client.aio import AsyncClient
     from zraft.client.sync import Client
-    from zraft.machine.base import Ctx, StateMachine
+    from zraft.machine.base import CommandError, Ctx, StateMachine
     from zraft.machine.kv_results import KeyValue
 
 __all__ = [
     "AsyncClient",
     "Busy",
     "Client",
+    "CommandError",
     "Conflict",
     "Ctx",
     "InvalidCommand",
@@ -42,6 +43,7 @@ __all__ = [
 _LAZY = {
     "AsyncClient": "zraft.client.aio",
     "Client": "zraft.client.sync",
+    "CommandError": "zraft.machine.base",
     "Ctx": "zraft.machine.base",
     "KeyValue": "zraft.machine.kv_results",
     "StateMachine": "zraft.machine.base",

@@ -27,6 +27,7 @@ from zraft.errors import ConfigError
 KIB = 1024
 MIB = 1024 * KIB
 DEFAULT_FILE = "zraft.toml"
+BUILT_IN_MACHINE = "zraft.machine.kv:KV"
 
 Millis = Annotated[int, Meta(ge=1, le=3_600_000)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -96,6 +97,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     apply_batch_bytes: Bytes = MIB
 
 
+class Machine(Struct, frozen=True, forbid_unknown_fields=True):
+    """The state machine that is replicated; it stays the same for a cluster's whole life."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)] = BUILT_IN_MACHINE
+    directory: Annotated[str, Meta(max_length=1000)] = ""
+
+
 class Logging(Struct, frozen=True, forbid_unknown_fields=True):
     """The two diagnostic streams of each process."""
 
@@ -133,6 +141,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     sessions: Sessions = field(default_factory=Sessions)
     reads: Reads = field(default_factory=Reads)
     limits: Limits = field(default_factory=Limits)
+    machine: Machine = field(default_factory=Machine)
     logging: Logging = field(default_factory=Logging)
     supervisor: Supervisor = field(default_factory=Supervisor)
     testing: Testing = field(default_factory=Testing)

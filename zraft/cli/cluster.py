@@ -89,6 +89,7 @@ def short_status(name: str, environ: Mapping[str, str]) -> str:
         "zraft cluster up -n 5",
         "zraft cluster up -C exp1 -n 3 --ephemeral",
         "zraft cluster up --config configs/classroom.toml",
+        "zraft cluster up -C bank -n 3 --state-machine examples.bank:Bank",
     ],
     later=(
         "--tempo",
@@ -96,7 +97,6 @@ def short_status(name: str, environ: Mapping[str, str]) -> str:
         "--heartbeat",
         "--prevote",
         "--no-prevote",
-        "--state-machine",
         "--base-port",
         "--wait",
         "--fsync",
@@ -118,6 +118,10 @@ def up(
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="Settings: a TOML file.")
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option("--state-machine", metavar="MODULE:CLASS", help="What is replicated."),
     ] = None,
     transport: Annotated[
         str | None, typer.Option("--transport", metavar="KIND", help="ipc (default) or tcp.")
@@ -147,7 +151,7 @@ def up(
         nodes=nodes,
         directory=directory,
         transport=None if transport is None else "tcp" if transport == "tcp" else "ipc",
-        settings=cluster_settings(run, file, faults),
+        settings=cluster_settings(run, file, faults, machine),
         ephemeral=ephemeral,
         foreground=foreground,
         restart=False if no_restart else None,
@@ -207,6 +211,8 @@ def _up_document(result: UpResult) -> dict[str, Any]:
 
 
 def _print_up(run: Run, result: UpResult) -> None:
+    from zraft.config import BUILT_IN_MACHINE
+
     out = run.out
     count = plural(len(result.pids), "node")
     tick = out.paint("✓", "green")
@@ -236,10 +242,9 @@ def _print_up(run: Run, result: UpResult) -> None:
         out.message(out.paint_err(f"warning: {warning}", "yellow"))
     s = run.suffix
     out.line(f"Data   {_home_short(result.directory)}      Logs   zraft logs tail -f{s}")
-    out.line(
-        f"Next   zraft kv put hello world{s}   ·   zraft node kill leader --wait{s}"
-        f"   ·   zraft cluster status{s}"
-    )
+    machine = run.cluster_file().settings.get("machine", {}).get("name", BUILT_IN_MACHINE)
+    first = f"zraft kv put hello world{s}   ·   " if machine == BUILT_IN_MACHINE else ""
+    out.line(f"Next   {first}zraft node kill leader --wait{s}   ·   zraft cluster status{s}")
 
 
 def _home_short(path: str) -> str:

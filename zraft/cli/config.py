@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zraft.cli.errors import EXIT_OK
 from zraft.cli.options import Run, command, noun
-from zraft.errors import NotRunning
+from zraft.errors import ControlError, NotRunning
+
+if TYPE_CHECKING:
+    from zraft.config import Machine
 
 app = noun(
     "config",
@@ -23,27 +26,68 @@ Settings = dict[str, dict[str, object]]
 
 
 def cluster_settings(
-    run: Run, file: Path | None, faults: bool | None
+    run: Run, file: Path | None, faults: bool | None, machine: str | None
 ) -> dict[str, dict[str, int | bool | str]] | None:
     """Return the settings that `up` was given, None when none were: then recorded ones stay.
 
-    `faults` is the flag --faults or --no-faults; alone, it changes nothing else of what is
-    recorded.
+    `faults` (of --faults or --no-faults) and `machine` (--state-machine) alone change nothing else
+    of what is recorded. The state machine of a cluster that exists stays, whatever is given.
+
+    Raises:
+        ConfigError: impossible settings, or a state machine that can not be had.
+        ControlError: the cluster has another state machine.
     """
     import msgspec
 
     from zraft.config import Config, load_config, to_jsonable
 
-    config, origins = load_config(file, run.environ, {})
-    given = file is not None or any(origin != "default" for origin in origins.values())
-    if faults is None:
-        return to_jsonable(config) if given else None
-    if not given:
-        with contextlib.suppress(NotRunning):  # there is no such cluster yet: the defaults
-            config = msgspec.convert(run.cluster_file().settings, Config)
+    overrides = {} if machine is None else {"machine.name": machine}
+    config, origins = load_config(file, run.environ, overrides)
+    wanted = config.machine
+    if origins["machine.name"] != "default":
+        wanted = _found_machine(config.machine)
+    given = file is not None or any(
+        origin not in {"default", "flag"} for origin in origins.values()
+    )
+    if faults is None and not given and machine is None:
+        return None
+    recorded = None
+    with contextlib.suppress(NotRunning):  # there is no such cluster yet
+        recorded = msgspec.convert(run.cluster_file().settings, Config)
+    if recorded is not None:
+        if origins["machine.name"] != "default" and wanted.name != recorded.machine.name:
+            raise _other_machine(run, wanted.name, recorded.machine.name)
+        if origins["machine.name"] == "default":
+            wanted = recorded.machine
+        if not given:
+            config = recorded
     settings = to_jsonable(config)
-    settings["testing"]["faults"] = "allowed" if faults else "refused"
+    settings["machine"] = {"name": wanted.name, "directory": wanted.directory}
+    if faults is not None:
+        settings["testing"]["faults"] = "allowed" if faults else "refused"
     return settings
+
+
+def _found_machine(machine: Machine) -> Machine:
+    """Look for the machine here and now; return it with the directory where nodes will find it."""
+    from zraft.config import BUILT_IN_MACHINE, Machine
+    from zraft.machine.load import directory_of, load_machine
+
+    if machine.name == BUILT_IN_MACHINE:
+        return machine
+    made = load_machine(machine.name, machine.directory or str(Path.cwd()))
+    return Machine(machine.name, directory_of(made))
+
+
+def _other_machine(run: Run, wanted: str, recorded: str) -> ControlError:
+    return ControlError(
+        f'cluster "{run.cluster}" replicates {recorded}, not {wanted}',
+        why="its log holds the commands of that machine, and another one can not read them",
+        try_=(
+            f"zraft cluster up -C NEW --state-machine {wanted}",
+            f"zraft cluster down{run.suffix} --purge  (deletes its data), then the same again",
+        ),
+    )
 
 
 def effective_settings(run: Run, file: Path | None) -> tuple[Settings, dict[str, str], str]:

@@ -28,6 +28,7 @@ from zraft import clock
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.aio_kv import AsyncKvClient
 from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
+from zraft.client.kv import ReadConsistency, read_level
 from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
 from zraft.client.sync import Info, info_of
 from zraft.errors import ControlError, Unavailable, ZraftError
@@ -156,6 +157,37 @@ class AsyncClient:
         await self.call(b"", Consistency.WRITE, flags=Flag.BARRIER, timeout_s=timeout_s, at=at)
         assert self.info is not None
         return self.info
+
+    async def command(
+        self, body: bytes, *, timeout_s: float | None = None, at: str | None = None
+    ) -> bytes:
+        """Have the cluster's own state machine apply a command; return what `apply` returned.
+
+        Raises:
+            InvalidCommand: the machine refused it, with the machine's words.
+            RequestError, TooLargeError: as `call`.
+        """
+        return (await self.call(body, Consistency.WRITE, timeout_s=timeout_s, at=at)).body
+
+    async def query(
+        self,
+        body: bytes,
+        *,
+        consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
+        timeout_s: float | None = None,
+        at: str | None = None,
+    ) -> bytes:
+        """Ask the cluster's own state machine; return what its `query` returned. As `command`."""
+        level = read_level(consistency, max_staleness)
+        reply = await self.call(
+            body,
+            level.consistency,
+            timeout_s=timeout_s,
+            at=at,
+            max_staleness_ms=level.max_staleness_ms,
+        )
+        return reply.body
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._closed:

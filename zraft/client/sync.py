@@ -21,7 +21,7 @@ import zmq
 from zraft import clock
 from zraft.api import STALENESS_UNKNOWN_MS, Consistency, Flag, Reply
 from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
-from zraft.client.kv import KvClient
+from zraft.client.kv import KvClient, ReadConsistency, read_level
 from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
 from zraft.errors import ControlError, ZraftError
 
@@ -156,6 +156,37 @@ class Client:
         self.call(b"", Consistency.WRITE, flags=Flag.BARRIER, timeout_s=timeout_s, at=at)
         assert self.info is not None
         return self.info
+
+    def command(
+        self, body: bytes, *, timeout_s: float | None = None, at: str | None = None
+    ) -> bytes:
+        """Have the cluster's own state machine apply a command; return what `apply` returned.
+
+        Raises:
+            InvalidCommand: the machine refused it, with the machine's words.
+            RequestError, TooLargeError: as `call`.
+        """
+        return self.call(body, Consistency.WRITE, timeout_s=timeout_s, at=at).body
+
+    def query(
+        self,
+        body: bytes,
+        *,
+        consistency: ReadConsistency = "linearizable",
+        max_staleness: float | None = None,
+        timeout_s: float | None = None,
+        at: str | None = None,
+    ) -> bytes:
+        """Ask the cluster's own state machine; return what its `query` returned. As `command`."""
+        level = read_level(consistency, max_staleness)
+        reply = self.call(
+            body,
+            level.consistency,
+            timeout_s=timeout_s,
+            at=at,
+            max_staleness_ms=level.max_staleness_ms,
+        )
+        return reply.body
 
     def submit(
         self,

@@ -15,6 +15,8 @@ import msgspec
 from zraft.config import Config
 from zraft.core.model import MemberId, Settings
 from zraft.errors import ConfigError, NotRunning
+from zraft.machine.base import StateMachine
+from zraft.machine.load import load_machine
 from zraft.machine.session_ops import Terms
 from zraft.node.ports import Limits
 from zraft.paths import ENDPOINT_KINDS, ClusterFile, read_cluster_file
@@ -29,6 +31,7 @@ class Plan:
     cluster: ClusterFile
     config: Config
     names: dict[MemberId, str]  # of every member: asked for each line of a trace
+    machine: StateMachine  # in its first state
 
     @property
     def me(self) -> MemberId:
@@ -53,8 +56,8 @@ def read_plan(directory: Path) -> Plan:
     """Read the cluster file above `directory` and check it for this node.
 
     Raises:
-        ConfigError: no cluster file, a node that it does not name, impossible settings, or a
-            socket directory that is missing or open to others.
+        ConfigError: no cluster file, a node that it does not name, impossible settings, a state
+            machine that can not be had, or a socket directory that is missing or open to others.
         ForeignDataError: it is not a cluster file, or a newer one.
     """
     path = directory.parent / "cluster.toml"
@@ -78,7 +81,8 @@ def read_plan(directory: Path) -> Plan:
         ) from error
     check_socket_directory(Path(cluster.socket_dir))
     names = {cluster.member_id(name): name for name in cluster.names}
-    return Plan(directory.name, cluster, config, names)
+    machine = load_machine(config.machine.name, config.machine.directory)
+    return Plan(directory.name, cluster, config, names, machine)
 
 
 def check_socket_directory(path: Path) -> None:

@@ -204,8 +204,8 @@ class NodeProcess:
         links = Links(random.Random())
         clients = self._make_clients(context, poller, links, rejects)
         peers, bulk = self._make_peers(context, links), self._make_bulk(context, links)
-        machine = KV()
-        server = self._make_server(raft, storage, peers, clients, machine)
+        machine = plan.machine
+        server = self._make_server(raft, storage, peers, clients)
         faults = LinkFaults(
             links,
             telemetry.emit,
@@ -246,7 +246,7 @@ class NodeProcess:
         sources = StatusSources(
             whoami=self._whoami(),
             server=server,
-            machine=machine,
+            revision=lambda: machine.revision if isinstance(machine, KV) else 0,
             peers=peers,
             faults=links.faults,
             rule_of=faults.rule_of,
@@ -260,14 +260,14 @@ class NodeProcess:
         return loop
 
     def _make_server(
-        self, raft: Raft, storage: Wal, peers: PeerSockets, clients: ClientSockets, machine: KV
+        self, raft: Raft, storage: Wal, peers: PeerSockets, clients: ClientSockets
     ) -> Server:
         telemetry = self.telemetry
         server = Server(
             raft=raft,
             storage=storage,
             peers=peers,
-            machine=machine,
+            machine=self.plan.machine,
             replies=clients,
             forwards=clients,
             report=telemetry.emit,

@@ -46,13 +46,6 @@ class StatusServer(Protocol):
     def reading(self) -> Reading: ...
 
 
-class StatusMachine(Protocol):
-    """What is asked of the state machine. `revision` is the store's own counter."""
-
-    @property
-    def revision(self) -> int: ...
-
-
 class StatusPeers(Protocol):
     """What is asked of the peer sockets."""
 
@@ -72,7 +65,7 @@ class StatusSources:
 
     whoami: WhoamiReply
     server: StatusServer
-    machine: StatusMachine
+    revision: Callable[[], int]  # of the built-in store, 0 of another machine
     peers: StatusPeers
     faults: Callable[[], list[Fault]]
     rule_of: Callable[[Fault], FaultRule | None]
@@ -108,7 +101,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         last_contact_ms=_last_contact_ms(raft, now_ms),
         uptime_ms=now_ms - sources.started_ms,
         state_hash=f"{server.replica.digest():016x}",
-        revision=sources.machine.revision,
+        revision=sources.revision(),
         leader_since_mono_ns=None
         if leadership is None
         else _mono_ns(leadership.started_ms, now_ms),
