@@ -80,6 +80,7 @@ KIND_NAMES = {
 }
 
 REJECTED_ROLLED_BACK = 1
+REJECTED_REMOVED = 2
 
 _DIGEST_PURPOSES = frozenset(DigestPurpose)
 
@@ -193,21 +194,24 @@ def encode_message(
 class Rejected(NamedTuple):
     """The transport's own message: your frames are refused, and this is why.
 
-    `REJECTED_ROLLED_BACK`: a process of yours with this `incarnation` was heard, and then a frame
-    of a lower one. Only the receiver can know whether that is news: late frames of its own past
-    cause such an answer too.
+    `REJECTED_ROLLED_BACK`: a process of yours whose incarnation is `number` was heard, and then a
+    frame of a lower one. Only the receiver can know whether that is news: late frames of its own
+    past cause such an answer too.
+
+    `REJECTED_REMOVED`: you ask for votes, and the committed configuration at index `number` is
+    without you.
     """
 
     src: int
     dst: int
     reason: int
-    incarnation: int
+    number: int
 
 
 def encode_rejected(rejected: Rejected, **head: Unpack[FrameHead]) -> bytes:
     """Return the frame of `rejected`; the header's term is 0, Raft has no part in it."""
     return _encode_own(
-        KIND_REJECTED, rejected.src, rejected.dst, head, [rejected.reason, rejected.incarnation]
+        KIND_REJECTED, rejected.src, rejected.dst, head, [rejected.reason, rejected.number]
     )
 
 

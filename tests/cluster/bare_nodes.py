@@ -86,6 +86,8 @@ class BareNodes:
         self.members = [NamedMember(f"n{i}", new_id()) for i in range(1, size + 1)]
         self.names = [member.name for member in self.members]
         self.runs: dict[str, Run] = {}
+        self._base = [*self.members]
+        self._settings = settings
         self._others: list[Run] = []
         self._request_ids = count(1)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -118,6 +120,31 @@ class BareNodes:
             lines.append(f"[settings.{section}]")
             lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
         return "\n".join(lines) + "\n"
+
+    def join(self, name: str) -> str:
+        """Make the directory of a node that is no member yet; return its member id, 16 hex digits.
+
+        An older one of that name goes out of the cluster file, and its directory aside.
+        """
+        member = NamedMember(name, new_id())
+        old = [one for one in self.members if one.name == name]
+        for one in old:
+            self.members.remove(one)
+            (self.directory / name).rename(self.directory / f"{name}.old")
+        self.members.append(member)
+        self.names = [one.name for one in self.members]
+        temporary = self.directory / "cluster.toml.tmp"
+        temporary.write_text(self._cluster_file(self._settings))
+        temporary.rename(self.directory / "cluster.toml")
+        create_member(
+            self.directory,
+            name,
+            member_id=member.member_id,
+            cluster="c",
+            cluster_id=self.cluster_id,
+            members=self._base,
+        )
+        return f"{member.member_id:016x}"
 
     # Processes
 

@@ -264,3 +264,27 @@ def test_two_members_never_share_a_name() -> None:
     replaced = changed(base, [MemberChange(REMOVE, MemberInfo(2, "")), add])
     assert isinstance(replaced, Configuration)
     assert replaced.members == (MemberInfo(1, "n1"), MemberInfo(2, "n2"), MemberInfo(3, "n2"))
+
+
+def test_a_received_snapshot_brings_its_configuration() -> None:
+    """One who joins a compacted log knows the members from the snapshot (pitfalls 42)."""
+    settings = Settings(trailing_entries=0, trailing_bytes=0, held_bytes=0)
+    cluster = CoreCluster(4, voters=range(1, 4), settings=settings)
+    cluster.elect(1)
+    cluster.cut({4})
+    cluster.change(1, (ADD, 4))
+    cluster.stabilise()
+    cluster.propose(1, "a", "b")
+    cluster.stabilise()
+    meta = cluster.take_snapshot(1)
+    assert meta.configuration.joining == (4,)
+    assert cluster.raft(1).first_index == meta.index + 1
+    cluster.heal()
+    cluster.run(2 * ELECTION_MS)
+    snapshot = cluster.raft(4).snapshot
+    assert snapshot is not None
+    assert snapshot.configuration == meta.configuration
+    assert voters(cluster, 4) == (1, 2, 3, 4), "the rest came with the log"
+    cluster.crash(4)
+    cluster.restart(4)
+    assert voters(cluster, 4) == (1, 2, 3, 4)

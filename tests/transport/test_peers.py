@@ -253,7 +253,7 @@ def test_a_data_directory_that_was_put_back_ends_its_process(
         second.sockets.receive(64)
     assert caught.value.exit_code == 65
     assert "incarnation 5" in caught.value.why
-    assert first.sockets.rolled_back() == [(2, 3, 5)]
+    assert first.sockets.rejections.rolled_back() == [(2, 3, 5)]
     told = {"peer": "2", "incarnation": 3, "seen": 5}
     assert first.told("peer.rolled_back") == [told]
     assert first.inbox == [RequestVote(2, 1, 1, False, 1, 0, 0)]

@@ -44,6 +44,7 @@ from zraft.core.model import NOBODY, MemberId
 from zraft.core.raft import Raft
 from zraft.core.transfer import TransferRefusal
 from zraft.errors import ControlError, NotLeader, ZraftError
+from zraft.node.changing import MemberVerbs
 from zraft.node.clients import Ready
 from zraft.node.rejects import Rejects
 from zraft.transport.bind import make_router
@@ -110,6 +111,8 @@ class Control:
         """Open nothing yet. `member_id` finds the id of a name; ControlError for unknown names."""
         self.status: Callable[[int], NodeStatus] | None = None
         """Makes the answer to `status`, given the loop's time; set once all its sources exist."""
+        self.members: MemberVerbs | None = None
+        """Takes up changes of membership; set likewise."""
         self.stop_asked = False
         self.block_ms = 0
         self._whoami = whoami
@@ -213,7 +216,10 @@ class Control:
                 return ControlDone(f"crashes at {point}" if point else "crashes nowhere")
             case TransferLeadership(to=to):
                 return self._transfer(to, now_ms)
-            case ChangeMembers() | TakeSnapshot():
+            case ChangeMembers():
+                assert self.members is not None, "asked before the node serves"
+                return self.members.change(request, now_ms)
+            case TakeSnapshot():
                 raise ControlError("not built yet")
             case _:
                 assert_never(request)

@@ -35,11 +35,13 @@ from zraft.core.raft import Raft
 from zraft.errors import EXIT_SOFTWARE, ZraftError
 from zraft.machine.kv import KV
 from zraft.node import notes
+from zraft.node.changing import MemberVerbs
 from zraft.node.clients import ClientSockets
 from zraft.node.collector import Collector
 from zraft.node.control import Control
 from zraft.node.faults import LinkFaults
 from zraft.node.loop import Loop, LoopParts
+from zraft.node.members import MemberBook
 from zraft.node.plan import Plan, raft_settings, server_limits
 from zraft.node.rejects import Rejects
 from zraft.node.server import Server
@@ -62,15 +64,22 @@ class Housekeeping:
     """What the loop does when nothing else is to be done."""
 
     def __init__(
-        self, storage: Wal, collector: Collector, rejects: Rejects, faults: LinkFaults
+        self,
+        storage: Wal,
+        collector: Collector,
+        rejects: Rejects,
+        faults: LinkFaults,
+        book: MemberBook,
     ) -> None:
         self.prepare = storage.prepare
         self.maybe_collect = collector.maybe_collect
         self._rejects = rejects
         self._faults = faults
+        self._book = book
 
     def report(self, now_ms: int) -> None:
-        """Report what was dropped, not too often; arm a crash point that is due."""
+        """Let lanes follow the log; report what was dropped, not too often; arm a crash point."""
+        self._book.on_turn(now_ms)
         self._rejects.report(now_ms)
         self._faults.on_turn(now_ms)
 
@@ -107,6 +116,7 @@ class NodeProcess:
         self._endpoints = plan.endpoints()
         self._ready_pipe = ready_pipe
         self._stack = contextlib.ExitStack()
+        self._book = MemberBook(directory.parent, plan.cluster, plan.names, plan.me)
         self._member: Member = open_member(directory, expect=plan.identity)
         self._stack.callback(os.close, lock(directory))
         self.incarnation = next_incarnation(directory)
@@ -204,6 +214,8 @@ class NodeProcess:
         links = Links(random.Random())
         clients = self._make_clients(context, poller, links, rejects)
         peers, bulk = self._make_peers(context, links), self._make_bulk(context, links)
+        self._book.attach(raft, peers, bulk)
+        peers.strangers = self._book
         machine = plan.machine
         server = self._make_server(raft, storage, peers, clients)
         faults = LinkFaults(
@@ -217,7 +229,7 @@ class NodeProcess:
             whoami=self._whoami(),
             server=server,
             faults=faults,
-            member_id=plan.cluster.member_id,
+            member_id=self._member_id,
             rejects=rejects,
         )
         self._stack.callback(control.close, LINGER_MS)
@@ -235,7 +247,7 @@ class NodeProcess:
                 control=control,
                 signals=signals,
                 telemetry=telemetry,
-                housekeeping=Housekeeping(storage, collector, rejects, faults),
+                housekeeping=Housekeeping(storage, collector, rejects, faults, self._book),
                 leader_id=lambda: raft.leader_id,
                 leads=lambda: raft.role is Role.LEADER,
             ),
@@ -256,6 +268,8 @@ class NodeProcess:
             name_of=plan.name_of,
             started_ms=clock.now_ms(),
         )
+        self._book.on_turn(clock.now_ms())
+        control.members = MemberVerbs(server, self._book)
         control.status = lambda now_ms: node_status(sources, now_ms)
         return loop
 
@@ -289,7 +303,7 @@ class NodeProcess:
             context,
             poller,
             cluster=self.plan.cluster.cluster_bytes,
-            endpoint_of=self._client_endpoint,
+            endpoint_of=lambda member: self._book.endpoint(member, "client"),
             rejects=rejects,
             links=links,
         )
@@ -325,7 +339,7 @@ class NodeProcess:
             incarnation=self.incarnation,
             bind=self._endpoints["bulk"],
             peers=self.plan.names,
-            endpoint_of=self._bulk_endpoint,
+            endpoint_of=lambda member: self._book.endpoint(member, "bulk"),
             links=links,
             report=self.telemetry.emit,
             now_ms=clock.now_ms,
@@ -335,14 +349,9 @@ class NodeProcess:
             bulk.trace = PeerTrace(self.telemetry, self.plan.name_of)
         return bulk
 
-    def _bulk_endpoint(self, member: MemberId) -> str | None:
-        name = self.plan.names.get(member)
-        return None if name is None else self.plan.cluster.endpoint(name, "bulk")
-
-    def _client_endpoint(self, member: MemberId) -> str | None:
-        if member not in self.plan.names or member == self.plan.me:
-            return None
-        return self.plan.cluster.endpoint(self.plan.names[member], "client")
+    def _member_id(self, name: str) -> MemberId:
+        member = self._book.id_of(name)
+        return self.plan.cluster.member_id(name) if member is None else member
 
     def _moment(self, server: Server) -> Mapping[str, object]:
         """Return the fields that every line of telemetry carries."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from zraft import clock
 from zraft.api import (
     STALENESS_UNKNOWN_MS,
@@ -81,6 +83,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
     whoami, server, raft = sources.whoami, sources.server, sources.server.raft
     state, leadership = raft.state, raft.state.leadership
     staleness_ms = server.reading.staleness_ms(now_ms)
+    configuration = state.configuration
     return NodeStatus(
         name=whoami.name,
         member_id=whoami.member_id,
@@ -116,11 +119,23 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         transfer_to=_name(sources, raft.transfer_to),
         lease_ms=raft.lease_left_ms(now_ms) or None,
         staleness_ms=None if staleness_ms == STALENESS_UNKNOWN_MS else staleness_ms,
+        config_index=configuration.index,
+        config_committed=configuration.index <= state.commit_index,
+        voters=_names(sources, configuration.voters),
+        outgoing=_names(sources, configuration.outgoing),
+        learners=_names(sources, configuration.learners),
+        joining=_names(sources, configuration.joining),
+        removed=raft.is_removed,
+        sessions=len(server.replica.sessions),
     )
 
 
 def _name(sources: StatusSources, member: MemberId) -> str | None:
     return None if member == NOBODY else sources.name_of(member)
+
+
+def _names(sources: StatusSources, members: Sequence[MemberId]) -> list[str]:
+    return sorted(map(sources.name_of, members))
 
 
 def _timer_ms(raft: Raft, now_ms: int) -> int | None:
@@ -144,13 +159,20 @@ def _mono_ns(then_ms: int, now_ms: int) -> int:
 
 def _peer_status(sources: StatusSources, peer: MemberId, now_ms: int) -> PeerStatus:
     name, connected = sources.name_of(peer), sources.peers.connected(peer)
-    leadership = sources.server.raft.state.leadership
-    if leadership is None:
-        return PeerStatus(name=name, connected=connected)
-    progress = leadership.progress[peer]
-    return PeerStatus(
+    state = sources.server.raft.state
+    configuration, leadership = state.configuration, state.leadership
+    identity = PeerStatus(
         name=name,
         connected=connected,
+        member_id=f"{peer:016x}",
+        voter=peer in configuration.electorate,
+        joining=peer in configuration.joining,
+    )
+    if leadership is None:
+        return identity
+    progress = leadership.progress[peer]
+    return msgspec.structs.replace(
+        identity,
         contact_ms=max(0, now_ms - progress.last_contact_ms),
         state=progress.state.value,
         match_index=progress.match_index,

@@ -142,7 +142,8 @@ def create_member(
         ForeignDataError: the directory exists and holds something else.
         StorageError: the disk refused.
     """
-    assert NOBODY != member_id == dict(members)[name]
+    assert member_id != NOBODY
+    assert _is_consistent(name, member_id, members)
     member = Member(parent / name, name, member_id, cluster, cluster_id, tuple(members))
     temporary = parent / f".{name}.new"
     try:
@@ -244,9 +245,17 @@ def _decode(directory: Path, data: bytes) -> Member:
         )
     except (msgspec.DecodeError, ValueError) as error:
         raise _foreign(f"{path} is not readable", str(error)) from error
-    if dict(members).get(member.name) != member.member_id:
-        raise _foreign(f"{path} contradicts itself", "its configuration does not list the member")
+    if not _is_consistent(member.name, member.member_id, members):
+        raise _foreign(f"{path} contradicts itself", "its configuration names the member otherwise")
     return member
+
+
+def _is_consistent(name: str, member_id: MemberId, base: Sequence[NamedMember]) -> bool:
+    """Return whether a base configuration, if it has this member at all, has it by this name.
+
+    The name may be another one's: of a member that this one replaces.
+    """
+    return all(one.name == name for one in base if one.member_id == member_id)
 
 
 def _newer(path: Path, found: int) -> ForeignDataError:

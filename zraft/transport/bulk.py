@@ -31,15 +31,16 @@ from zraft.transport.links import HeldFrames, Links
 from zraft.transport.reports import (
     LANES_MADE_ANEW,
     RECEIVED,
-    REPORT_MS,
     SENT,
     SENT_DROPPED,
     SENT_FAULT,
     SENT_TOO_LARGE,
     SENT_UNKNOWN,
     Frame,
+    Garbage,
     Report,
     Trace,
+    frame_of,
 )
 from zraft.wire import (
     KIND_INSTALL_SNAPSHOT,
@@ -99,8 +100,7 @@ class BulkSockets:
         self._lanes: dict[MemberId, OutgoingLane] = {}
         self._past: dict[MemberId, OutgoingLane] = {}  # shut; epoch and seq go on after theirs
         self._counters = dict.fromkeys(COUNTERS, 0)
-        self._garbage: dict[str, int] = {}
-        self._garbage_report_ms = 0
+        self._garbage = Garbage("bulk", report)
         self._leaving = HeldFrames()
         self._arriving = HeldFrames()
         self._filter = HeaderFilter(
@@ -109,6 +109,15 @@ class BulkSockets:
         self.inbox = make_router(
             context, bind, max_frame_bytes=MAX_BULK_FRAME_BYTES, mandatory=False, now_ms=now_ms
         )
+
+    def add_peer(self, peer: MemberId) -> None:
+        """Take the chunks of another member."""
+        self._filter.add(peer)
+
+    def drop_peer(self, peer: MemberId) -> None:
+        """Refuse the chunks of a member from now on, and send it none."""
+        self.shut(peer)
+        self._filter.remove(peer)
 
     # ------------------------------------------------------------------------------- sending
 
@@ -256,22 +265,17 @@ class BulkSockets:
         assert isinstance(message, InstallSnapshot), "the kind says so"
         self._counters[RECEIVED] += 1
         if self.trace is not None:
-            kind = KIND_NAMES[header.kind]
-            facts = Frame(kind, header.src, header.term, header.epoch, header.seq, size)
-            self.trace("received", message, facts)
+            self.trace("received", message, frame_of(header, size))
         return message
 
     def _drop(self, counter: str, header: PeerHeader) -> None:
         self._count(counter)
         if self.trace is not None:
-            kind = KIND_NAMES.get(header.kind, str(header.kind))
-            facts = Frame(kind, header.src, header.term, header.epoch, header.seq, 0, counter)
-            self.trace("dropped", None, facts)
+            self.trace("dropped", None, frame_of(header, reason=counter))
 
     def _count(self, counter: str) -> None:
         self._counters[counter] += 1
-        if counter in rules.FOREIGN_COUNTERS:
-            self._garbage[counter] = self._garbage.get(counter, 0) + 1
+        self._garbage.count(counter)
 
     # -------------------------------------------------------------------------------- driving
 
@@ -294,11 +298,11 @@ class BulkSockets:
 
     def next_deadline_ms(self) -> int | None:
         """Return when `on_timer` has something to do; None when only an event can change that."""
-        if not (self._lanes or self._leaving or self._arriving or self._garbage):
+        garbage_ms = self._garbage.next_deadline_ms()
+        if not (self._lanes or self._leaving or self._arriving or garbage_ms is not None):
             return None  # nearly always, and asked every turn
         due = [lane.renewal_deadline_ms() for lane in self._lanes.values()]
-        due += [self._leaving.next_deadline_ms(), self._arriving.next_deadline_ms()]
-        due += [self._garbage_report_ms] if self._garbage else []
+        due += [self._leaving.next_deadline_ms(), self._arriving.next_deadline_ms(), garbage_ms]
         return min((deadline_ms for deadline_ms in due if deadline_ms is not None), default=None)
 
     def on_timer(self, now_ms: int) -> None:
@@ -314,11 +318,7 @@ class BulkSockets:
             lane_now = self._lanes.get(peer)
             if lane_now is not None:
                 lane_now.send(frame, now_ms, 0)
-        if self._garbage and now_ms >= self._garbage_report_ms:
-            self._garbage_report_ms = now_ms + REPORT_MS
-            garbage, self._garbage = self._garbage, {}
-            for reason, count in garbage.items():
-                self._emit("peer.garbage", socket="bulk", reason=reason, count=count)
+        self._garbage.on_timer(now_ms)
 
     def _make_anew(self, lane: OutgoingLane, now_ms: int) -> None:
         lane.make_anew(now_ms)

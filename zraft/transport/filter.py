@@ -75,6 +75,17 @@ class HeaderFilter:
         self._lane = lane
         self._newest = dict.fromkeys(peers, (0, 0))
         self._heard = dict.fromkeys(peers, 0)
+        self._gone: dict[MemberId, tuple[int, int]] = {}
+
+    def add(self, peer: MemberId) -> None:
+        """Let the frames of another member pass; what was heard of it before is remembered."""
+        self._newest.setdefault(peer, self._gone.pop(peer, (0, 0)))
+        self._heard.setdefault(peer, 0)
+
+    def remove(self, peer: MemberId) -> None:
+        """Refuse the frames of a member from now on."""
+        self._gone[peer] = self._newest.pop(peer)
+        del self._heard[peer]
 
     def heard(self, peer: MemberId) -> int:
         """Return the highest seq received from `peer`, 0 for none: our header's `heard`."""
@@ -107,7 +118,7 @@ class HeaderFilter:
         src = header.src
         newest = self._newest.get(src)
         if newest is None:
-            return Refused(DROPPED_SRC)
+            return Refused(DROPPED_SRC, src)
         if header.lane != self._lane:
             return Refused(DROPPED_LANE, src)
         life = (header.incarnation, header.epoch)

@@ -16,14 +16,13 @@ How the loop drives it, each turn:
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import zmq
 
 from zraft.core.messages import Message
 from zraft.core.model import MemberId
-from zraft.errors import DecodeError, ForeignDataError
+from zraft.errors import DecodeError
 from zraft.transport import filter as rules
 from zraft.transport.base import Lane, PeerDown
 from zraft.transport.bind import make_router
@@ -31,13 +30,13 @@ from zraft.transport.filter import HeaderFilter, Refused
 from zraft.transport.lanes import MAX_BACKOFF_MS, OutgoingLane
 from zraft.transport.links import HeldFrames, Links
 from zraft.transport.probe import PROBE_MS, Probe
+from zraft.transport.rejections import Rejections
 from zraft.transport.reports import (
     COUNTERS,
     HEARD_SENT,
     LANES_MADE_ANEW,
     RECEIVED,
     REJECTED_SENT,
-    REPORT_MS,
     SENT,
     SENT_DROPPED,
     SENT_FAULT,
@@ -45,15 +44,16 @@ from zraft.transport.reports import (
     SENT_UNKNOWN,
     Allowance,
     Frame,
+    Garbage,
     Report,
-    RolledBack,
+    Strangers,
     Trace,
+    frame_of,
 )
 from zraft.wire import (
     KIND_HEARD,
-    KIND_NAMES,
     KIND_REJECTED,
-    REJECTED_ROLLED_BACK,
+    KIND_REQUEST_VOTE,
     FrameHead,
     PeerHeader,
     Rejected,
@@ -103,6 +103,7 @@ class PeerSockets:
         assert len(cluster) == 8, "a cluster id is eight bytes"
         assert 0 < incarnation < 1 << 32, "incarnations count boots from 1"
         self.trace: Trace | None = None
+        self.strangers: Strangers | None = None
         self.links = links
         self.pollables_version = 0
         self._me = me
@@ -114,30 +115,56 @@ class PeerSockets:
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._inbox_empty = True
         self._downs: list[PeerDown] = []
-        self._rolled_back: deque[RolledBack] = deque(maxlen=16)
-        self._rejected_ms: dict[MemberId, int] = {}
+        self.rejections = Rejections(
+            me=me, incarnation=incarnation, send=self._send_rejected, report=report, label=label
+        )
         self._probes: dict[MemberId, Probe] = {}
-        self._garbage: dict[str, int] = {}
-        self._garbage_report_ms = 0
+        self._garbage = Garbage("peer", report)
         self._leaving = HeldFrames()
         self._arriving = HeldFrames()
-        peers = {peer: endpoint for peer, endpoint in endpoints.items() if peer != me}
-        self._filter = HeaderFilter(me=me, cluster=cluster, peers=peers, lane=Lane.PEER)
+        self._filter = HeaderFilter(me=me, cluster=cluster, peers=(), lane=Lane.PEER)
         self.inbox = make_router(
             context, bind, max_frame_bytes=MAX_FRAME_BYTES, mandatory=False, now_ms=now_ms
         )
-        self._lanes = {
-            peer: OutgoingLane(
-                context,
-                me=me,
-                peer=peer,
-                endpoint=endpoint,
-                incarnation=incarnation,
-                now_ms=now_ms(),
-            )
-            for peer, endpoint in peers.items()
-        }
-        self._flaps = {peer: Allowance(now_ms()) for peer in peers}
+        self._context = context
+        self._lanes: dict[MemberId, OutgoingLane] = {}
+        self._past: dict[MemberId, OutgoingLane] = {}  # dropped; epoch and seq go on after theirs
+        self._flaps: dict[MemberId, Allowance] = {}
+        for peer, endpoint in endpoints.items():
+            if peer != me:
+                self.add_peer(peer, endpoint)
+
+    def has_peer(self, peer: MemberId) -> bool:
+        """Return whether there is a lane to a member."""
+        return peer in self._lanes
+
+    def add_peer(self, peer: MemberId, endpoint: str) -> None:
+        """Start connecting to a member that has no lane, and take its frames."""
+        assert peer not in {self._me, *self._lanes}, peer
+        past, now_ms = self._past.pop(peer, None), self._now_ms()
+        lane = self._lanes[peer] = OutgoingLane(
+            self._context,
+            me=self._me,
+            peer=peer,
+            endpoint=endpoint,
+            incarnation=self._incarnation,
+            now_ms=now_ms,
+            epoch=1 if past is None else past.epoch + 1,
+        )
+        lane.seq = lane.seq if past is None else past.seq
+        self._flaps[peer] = Allowance(now_ms)
+        self._filter.add(peer)
+        self.pollables_version += 1
+
+    def drop_peer(self, peer: MemberId) -> None:
+        """End the lane to a member; what it sends is refused from now on."""
+        lane = self._past[peer] = self._lanes.pop(peer)
+        lane.close()
+        probe = self._probes.pop(peer, None)
+        if probe is not None:
+            probe.close()
+        self._filter.remove(peer)
+        self.pollables_version += 1
 
     # ------------------------------------------------------------------------------- sending
 
@@ -269,13 +296,10 @@ class PeerSockets:
             self._drop(rules.DROPPED_GARBAGE, header)
             return None
         self._counters[RECEIVED] += 1
+        if header.kind == KIND_REQUEST_VOTE and self.strangers is not None:
+            self.strangers.on_candidate(header.src, self._now_ms())
         if self.trace is not None:
-            kind = type(message).__name__
-            self.trace(
-                "received",
-                message,
-                Frame(kind, header.src, header.term, header.epoch, header.seq, size),
-            )
+            self.trace("received", message, frame_of(header, size))
         return message
 
     def _decode_again(self, frame: bytes) -> Message | None:
@@ -289,44 +313,32 @@ class PeerSockets:
 
     def _refuse(self, refused: Refused, now_ms: int) -> None:
         self._count(refused.counter)
+        if refused.counter == rules.DROPPED_SRC and self.strangers is not None:
+            self.strangers.on_unknown(refused.src, now_ms)
         if refused.older_life:
-            self._tell_rolled_back(refused.src, refused.older_life, now_ms)
+            seen = self._filter.incarnation(refused.src)
+            self.rejections.tell_rolled_back(refused.src, refused.older_life, seen, now_ms)
         if self.trace is not None and refused.src:
             self.trace("dropped", None, Frame("", refused.src, 0, 0, 0, 0, refused.counter))
 
     def _drop(self, counter: str, header: PeerHeader) -> None:
         self._count(counter)
         if self.trace is not None:
-            kind = KIND_NAMES.get(header.kind, str(header.kind))
-            frame = Frame(kind, header.src, header.term, header.epoch, header.seq, 0, counter)
-            self.trace("dropped", None, frame)
+            self.trace("dropped", None, frame_of(header, reason=counter))
 
     def _count(self, counter: str) -> None:
         self._counters[counter] += 1
-        if counter in rules.FOREIGN_COUNTERS:
-            self._garbage[counter] = self._garbage.get(counter, 0) + 1
+        self._garbage.count(counter)
 
-    # -------------------------------------------------------------------- rolled-back disks
+    # ------------------------------------------------------------------------------ rejections
 
-    def _tell_rolled_back(self, peer: MemberId, incarnation: int, now_ms: int) -> None:
-        """Tell a peer the highest incarnation that was heard of it; it knows what that means."""
-        last_ms = self._rejected_ms.get(peer)
-        if last_ms is not None and now_ms - last_ms < REPORT_MS:
-            return
-        lane = self._lanes[peer]
-        seen = self._filter.incarnation(peer)
-        rejected = Rejected(self._me, peer, REJECTED_ROLLED_BACK, seen)
+    def _send_rejected(self, rejected: Rejected, now_ms: int) -> bool:
+        lane = self._lanes[rejected.dst]
         frame = encode_rejected(rejected, **self._next_head(lane))
         if self._send_frame(lane, frame, now_ms) != SENT:
-            return
+            return False
         self._counters[REJECTED_SENT] += 1
-        self._rejected_ms[peer] = now_ms
-        rolled_back = RolledBack(peer, incarnation, seen)
-        if rolled_back not in self._rolled_back:
-            self._rolled_back.append(rolled_back)
-            self._emit(
-                "peer.rolled_back", peer=self._label(peer), incarnation=incarnation, seen=seen
-            )
+        return True
 
     def _next_head(self, lane: OutgoingLane) -> FrameHead:
         """Return what stands in the header of the next frame of the transport's own on a lane."""
@@ -341,19 +353,9 @@ class PeerSockets:
         )
 
     def _on_rejected(self, rejected: Rejected) -> None:
-        if rejected.reason != REJECTED_ROLLED_BACK or rejected.incarnation <= self._incarnation:
-            return  # late frames of our own past were refused, rightly
-        raise ForeignDataError(
-            "this data directory was put back to an older state",
-            why=f"peer {self._label(rejected.src)} has heard incarnation {rejected.incarnation} "
-            f"of this member, and this is incarnation {self._incarnation}: votes and entries that "
-            "it acknowledged since are not in this directory",
-            try_="replace the node: an empty directory joins as a new member",
-        )
-
-    def rolled_back(self) -> list[RolledBack]:
-        """Return the peers that spoke as an older life than one heard before, each pair once."""
-        return list(self._rolled_back)
+        index = self.rejections.on_rejected(rejected)
+        if index is not None and self.strangers is not None:
+            self.strangers.on_told_removed(index, self._now_ms())
 
     # ------------------------------------------------------------------------- events, timers
 
@@ -366,7 +368,7 @@ class PeerSockets:
 
     def connected(self, peer: MemberId) -> bool:
         """Return whether the lane to `peer` has a connection, as far as its events were read."""
-        return self._lanes[peer].connected
+        return peer in self._lanes and self._lanes[peer].connected
 
     def incarnation(self, peer: MemberId) -> int:
         """Return the highest incarnation of `peer` that was heard, 0 for none."""
@@ -430,11 +432,12 @@ class PeerSockets:
             for due_ms in (lane.renewal_deadline_ms(), lane.owed_deadline_ms()):
                 if due_ms is not None and (deadline_ms is None or due_ms < deadline_ms):
                     deadline_ms = due_ms
-        if self._garbage or self._probes or self.links.active or self._leaving or self._arriving:
-            others = [deadline_ms, self.links.next_deadline_ms()]
+        garbage_ms = self._garbage.next_deadline_ms()
+        held = self._leaving or self._arriving
+        if garbage_ms is not None or self._probes or self.links.active or held:
+            others = [deadline_ms, garbage_ms, self.links.next_deadline_ms()]
             others += [probe.deadline_ms for probe in self._probes.values()]
             others += [self._leaving.next_deadline_ms(), self._arriving.next_deadline_ms()]
-            others += [self._garbage_report_ms] if self._garbage else []
             deadline_ms = min((due for due in others if due is not None), default=None)
         return deadline_ms
 
@@ -451,15 +454,12 @@ class PeerSockets:
             probe.on_timer(now_ms)
             if probe.outcome is not None:
                 self._on_probe(peer, probe)
-        if self._garbage and now_ms >= self._garbage_report_ms:
-            self._garbage_report_ms = now_ms + REPORT_MS
-            garbage, self._garbage = self._garbage, {}
-            for reason, count in garbage.items():
-                self._emit("peer.garbage", socket="peer", reason=reason, count=count)
+        self._garbage.on_timer(now_ms)
         for fault in self.links.expire(now_ms):
             self._emit("fault.cleared", fault=fault.fault_id, rule=fault.rule(self._label))
         for peer, frame in self._leaving.due(now_ms):
-            self._lanes[peer].send(frame, now_ms, 0)
+            if peer in self._lanes:
+                self._lanes[peer].send(frame, now_ms, 0)
 
     def _make_anew(self, lane: OutgoingLane, now_ms: int) -> None:
         self._on_monitor(lane, now_ms)

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from zraft.core.messages import Message
 from zraft.core.model import MemberId
-from zraft.transport.filter import DROP_COUNTERS
+from zraft.transport.filter import DROP_COUNTERS, FOREIGN_COUNTERS
+from zraft.wire import KIND_NAMES, PeerHeader
 
 REPORT_MS = 1000
 """At most one line a second and reason about garbage, and one Rejected a second and peer."""
@@ -55,6 +56,12 @@ class Frame(NamedTuple):
     reason: str = ""
 
 
+def frame_of(header: PeerHeader, size: int = 0, reason: str = "") -> Frame:
+    """Return what a trace hook is told of a frame that arrived."""
+    kind = KIND_NAMES.get(header.kind, str(header.kind))
+    return Frame(kind, header.src, header.term, header.epoch, header.seq, size, reason)
+
+
 Trace = Callable[[str, Message | None, Frame], None]
 """`trace(direction, message, frame)`, direction being sent, received or dropped; of a frame that
 was dropped on arrival there is no message."""
@@ -66,6 +73,22 @@ class RolledBack(NamedTuple):
     peer: MemberId
     incarnation: int
     seen: int
+
+
+class Strangers(Protocol):
+    """Who looks after members that come and go."""
+
+    def on_unknown(self, member: MemberId, now_ms: int) -> None:
+        """A frame of this cluster came from somebody without a lane; it was dropped."""
+        ...
+
+    def on_candidate(self, member: MemberId, now_ms: int) -> None:
+        """Somebody asks for a vote."""
+        ...
+
+    def on_told_removed(self, index: int, now_ms: int) -> None:
+        """A member says: no member since the committed configuration at `index`."""
+        ...
 
 
 class Allowance:
@@ -88,3 +111,32 @@ class Allowance:
             return False
         self._left -= 1
         return True
+
+
+class Garbage:
+    """Frames that no member of this cluster should have sent to a socket; told once a second."""
+
+    def __init__(self, socket: str, report: Report) -> None:
+        """Nothing came yet. `socket` names it in the event."""
+        self._socket = socket
+        self._emit = report
+        self._counts: dict[str, int] = {}
+        self._report_ms = 0
+
+    def count(self, counter: str) -> None:
+        """Take note of a dropped frame, if its reason is one of these."""
+        if counter in FOREIGN_COUNTERS:
+            self._counts[counter] = self._counts.get(counter, 0) + 1
+
+    def next_deadline_ms(self) -> int | None:
+        """Return when `on_timer` has something to tell, None when there is nothing."""
+        return self._report_ms if self._counts else None
+
+    def on_timer(self, now_ms: int) -> None:
+        """Report what came since the last time, unless that was a moment ago."""
+        if not self._counts or now_ms < self._report_ms:
+            return
+        self._report_ms = now_ms + REPORT_MS
+        counts, self._counts = self._counts, {}
+        for reason, count in counts.items():
+            self._emit("peer.garbage", socket=self._socket, reason=reason, count=count)
