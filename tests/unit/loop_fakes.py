@@ -66,6 +66,7 @@ class World:
     stopped_again_by: set[int] = field(default_factory=set)  # while it hands over
     waiting: int = 0
     leading: bool = False
+    contact_ms: int | None = None
     taking_takes_ms: float = 0
 
     inbox: list[Message] = field(default_factory=list)
@@ -429,5 +430,6 @@ def make_loop(world: World) -> Loop:
         housekeeping=Housekeeping(world),
         leader_id=leader_id,
         leads=lambda: world.leading,
+        contact_ms=lambda: world.contact_ms,
     )
     return Loop(parts, heartbeat_ms=HEARTBEAT_MS, prealloc_bytes=1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,7 @@ def literals(node: ast.expr) -> list[str | None]:
     return [None]
 
 
+@functools.cache
 def found() -> list[Emission]:
     """Return every emission of the program, without the telemetry's own calls."""
     return [e for path in SOURCES if path not in OWN_FILES for e in emissions(path)]

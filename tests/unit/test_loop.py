@@ -181,6 +181,23 @@ def test_a_long_turn_is_a_stall_of_the_next(world: World) -> None:
     assert (loop.stalls, loop.worst_late_ms) == (1, 300)
 
 
+def test_long_turns_and_silences_of_the_leader_are_counted_by_their_length(world: World) -> None:
+    """The counters only rise, so two looks tell what was in between."""
+    loop = make_loop(world)
+    for length_ms in (5, 15, 60, 200):
+        world.flush_takes_ms = length_ms
+        world.deadline_ms = world.clock.now_ms()
+        loop.turn()
+    world.flush_takes_ms = 0
+    for contact_ms in (1000, 1040, 1040, 1170, None, 9000):
+        world.contact_ms = contact_ms
+        loop.turn()
+    counters = loop.counters()
+    limits = (10, 20, 50, 75, 125)
+    assert [counters[f"loop.turns_over_{limit}ms"] for limit in limits] == [3, 2, 2, 1, 1]
+    assert [counters[f"leader.silences_over_{limit}ms"] for limit in limits] == [2, 2, 1, 1, 1]
+
+
 def test_stalls_are_reported_once_a_second(world: World) -> None:
     """Every stall counts for the timers; the log gets one line a second."""
     loop = make_loop(world)

@@ -41,6 +41,7 @@ from zraft.api import Reply, Request
 from zraft.core.messages import Message
 from zraft.core.model import MemberId
 from zraft.node.clients import ForwardBatch, Ready, RequestBatch
+from zraft.node.lengths import Lengths
 from zraft.node.signals import REOPEN_SIGNAL, STOP_SIGNALS
 from zraft.transport.base import PeerDown
 
@@ -175,6 +176,7 @@ class LoopParts:
     housekeeping: LoopHousekeeping
     leader_id: Callable[[], MemberId]
     leads: Callable[[], bool]
+    contact_ms: Callable[[], int | None]  # when the present leader was heard last
 
 
 class Loop:
@@ -192,6 +194,9 @@ class Loop:
         self.turns = 0
         self.stalls = 0
         self.worst_late_ms = 0
+        self._turn_lengths = Lengths("loop.turns")
+        self._silences = Lengths("leader.silences")
+        self._contact_ms: int | None = None
         self._parts = parts
         self._stall_ms = max(MIN_STALL_MS, heartbeat_ms // 2)
         self._prealloc_bytes = prealloc_bytes
@@ -215,6 +220,8 @@ class Loop:
             "loop.turns": self.turns,
             "loop.stalls": self.stalls,
             "loop.worst_late_ms": self.worst_late_ms,
+            **self._turn_lengths.counters(),
+            **self._silences.counters(),
         }
 
     def run(self) -> str:
@@ -273,6 +280,7 @@ class Loop:
         turn_ms = (start_ns - self._woke_ns) // 1_000_000
         timeout_ms = 0 if self._more or parts.clients.has_lost else self._timeout_ms(start_ns)
         ready = dict(parts.poller.poll(timeout_ms))
+        self._turn_lengths.add((start_ns - self._woke_ns) / 1e6)
         self._woke_ns = clock.now_ns()
         overshoot_ms = (self._woke_ns - start_ns) // 1_000_000 - timeout_ms
         late_ms = max(0, overshoot_ms) + turn_ms
@@ -374,7 +382,14 @@ class Loop:
                 break
         for down in parts.peers.downs():
             parts.server.on_peer_down(down.peer, down.incarnation, now_ms=now_ms)
+        self._note_silence(parts.contact_ms())
         return parts.peers.inbox_empty
+
+    def _note_silence(self, contact_ms: int | None) -> None:
+        """Count how long the leader said nothing, or this loop did not listen."""
+        last_ms, self._contact_ms = self._contact_ms, contact_ms
+        if last_ms is not None and contact_ms is not None:
+            self._silences.add(contact_ms - last_ms)
 
     def _clients(self, ready: Ready) -> None:
         parts = self._parts

@@ -250,6 +250,7 @@ class NodeProcess:
                 housekeeping=Housekeeping(storage, collector, rejects, faults, self._book),
                 leader_id=lambda: raft.leader_id,
                 leads=lambda: raft.role is Role.LEADER,
+                contact_ms=lambda: raft.state.leader_contact_ms,
             ),
             heartbeat_ms=config.timing.heartbeat_ms,
             prealloc_bytes=config.storage.prealloc_bytes,
