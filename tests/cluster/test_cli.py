@@ -116,6 +116,19 @@ def test_status_is_for_people_and_for_scripts(zraft: Shell) -> None:
     assert (entry["name"], entry["leader"], entry["up"]) == ("t", leader, 3)
 
 
+def test_logs_wait_sees_the_next_election(zraft: Shell) -> None:
+    """It prints the event of a term that did not exist before, whoever was quicker."""
+    term = zraft.json("cluster", "status")["term"]
+    won = ("logs", "wait", "election.won", "--where", f"term > {term} and not pre_vote")
+    with zraft.background(*won, "--since", "1m", "--timeout", "20s", "--json") as waiting:
+        zraft.run("node", "kill", "leader")
+        out, _ = waiting.communicate(timeout=30)
+    event = json.loads(out)
+    assert event["event"] == "election.won"
+    assert event["term"] > term
+    assert zraft.error(*won, "--timeout", "10ms", expect=6)["code"] == "not_seen"
+
+
 def test_values_go_in_and_out_byte_for_byte(zraft: Shell) -> None:
     """Binary through stdin and stdout; the value only, and a newline unless raw."""
     value = bytes(range(256))

@@ -12,9 +12,10 @@ import pytest
 
 from zraft import clock
 from zraft.cli.logfiles import LogFile, LogFiles, boot_time
-from zraft.cli.logs import Heartbeats
+from zraft.cli.logs import Filters, Heartbeats, wait_for_line
 from zraft.cli.main import main
 from zraft.cli.merge import Line
+from zraft.cli.where import parse_where
 from zraft.telemetry import Telemetry
 
 BASE_NS = clock.monotonic_ns() - 600_000_000_000
@@ -198,6 +199,64 @@ def test_filters(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found("--since", "1h") == [1, 2, 3, 4, 9]
     assert found("--since", "1m") == []
     assert tail(capsys, "--field", "event", "-n", "1") == ["vote.granted"]
+
+
+def test_lines_are_chosen_by_a_condition_on_their_fields(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--where looks at every field, and works together with the other filters."""
+    lines = [record("n1", i, i, commit=i, role="leader" if i % 2 else "follower") for i in range(9)]
+    write(cluster / "n1" / "log.jsonl", *lines)
+    chosen = tail(capsys, "--json", "--where", 'role == "leader" and commit > 4')
+    assert [json.loads(line)["commit"] for line in chosen] == [5, 7]
+
+
+def test_waiting_sees_what_comes_and_not_what_was(cluster: Path) -> None:
+    """Also in a file that did not exist; of lines that are read together, the earliest."""
+    now_ms = (clock.monotonic_ns() - BASE_NS) // 1_000_000
+    before = record("n1", 1, now_ms - 5_000, "election.won")
+    write(cluster / "n1" / "log.jsonl", before)
+    looks = 0
+
+    def pause() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            late = [record("n1", 2, now_ms + 70, "election.won"), record("n1", 3, now_ms + 80)]
+            write(cluster / "n1" / "log.jsonl", *late)
+            write(cluster / "n2" / "log.jsonl", record("n2", 1, now_ms + 60, "election.won"))
+            write(cluster / "n2" / "log.jsonl", record("n2", 2, now_ms + 50, "election.lost"))
+
+    since_ns = BASE_NS + now_ms * 1_000_000
+    wanted = Filters("trace", ("election.w*",), (), None, since_ns, None)
+    files = LogFiles(cluster, None)
+    found = wait_for_line(files, wanted, 10_000, pause)
+    assert found is not None
+    assert (found.node, found.place[0], looks) == ("n2", 1, 3)
+    not_there = wanted._replace(where=parse_where('node not in ("n1", "n2")'))
+    assert wait_for_line(files, not_there, 0, pause) is None
+    files.close()
+
+
+def test_waiting_in_vain_ends_with_6_and_looking_back_finds(
+    cluster: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time-out is not a usage error; --since takes the past in, the first match is printed."""
+    write(
+        cluster / "n1" / "log.jsonl",
+        record("n1", 1, 570_000, "election.won"),
+        record("n1", 2, 580_000, "election.won"),
+    )
+    assert main(["logs", "wait", "election.*", "--timeout", "20ms", "--json"]) == 6
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert (error["code"], error["exit"]) == ("not_seen", 6)
+    assert main(["logs", "wait", "election.*", "n1", "--since", "5m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seq"] == 1
+    condition = ["--where", "seq == 2"]
+    assert main(["logs", "wait", "election.*", "--since", "5m", *condition, "--field", "seq"]) == 0
+    assert capsys.readouterr().out == "2\n"
+    for wrong in (["nonsense.*"], ["election.*", "n7"], ["election.*", "--where", "1 +"]):
+        assert main(["logs", "wait", *wrong]) == 2
 
 
 def test_heartbeats_are_hidden_and_counted(

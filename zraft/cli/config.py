@@ -10,17 +10,19 @@ import typer
 
 from zraft.cli.errors import EXIT_OK
 from zraft.cli.options import Run, command, noun
-from zraft.errors import ControlError, NotRunning
+from zraft.cli.output import plural
+from zraft.errors import ConfigError, ControlError, NotRunning
 
 if TYPE_CHECKING:
     from zraft.config import Machine
 
 app = noun(
     "config",
-    "Look at the settings of a cluster.",
-    ["zraft config show", "zraft config show --origin"],
-    later=("init", "validate"),
+    "Write, check and look at the settings of a cluster.",
+    ["zraft config init", "zraft config validate zraft.toml", "zraft config show --origin"],
 )
+
+READY_MADE = ("default", "dev", "classroom", "wan")
 
 Settings = dict[str, dict[str, object]]
 
@@ -159,6 +161,106 @@ def show(
             run.out.line(f"{'' if place == 0 else chr(10)}[{section}]")
             for key, value in keys.items():
                 run.out.line(f"{key} = {_toml(value)}")
+
+    run.out.result(document, human)
+    return EXIT_OK
+
+
+@command(
+    app,
+    "config init",
+    examples=["zraft config init", "zraft config init --from classroom slow.toml"],
+)
+def init(
+    run: Run,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="What to write (zraft.toml).")
+    ] = None,
+    source: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="default, dev, classroom or wan.")
+    ] = "default",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> int:
+    """Write a file of settings with every key explained; `up` reads ./zraft.toml by itself.
+
+    The keys of the default are commented out: a later version's defaults hold for what you leave.
+    """
+    from zraft.cli.errors import usage_error
+    from zraft.config import DEFAULT_FILE
+
+    if source not in READY_MADE:
+        raise usage_error(f'--from: no settings "{source}"', READY_MADE, source)
+    path = file or Path(DEFAULT_FILE)
+    text = _ready_made(source)
+    if source == "default":
+        text = "\n".join(_commented(line) for line in text.splitlines()) + "\n"
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError as error:
+        raise ControlError(
+            f"{path} exists", why="it may hold your settings", try_="--force replaces it"
+        ) from error
+    document = {"schema": "zraft.config.init/1", "ok": True, "file": str(path), "from": source}
+    told = f"wrote {path}; change it, then: zraft config validate {path}"
+    run.out.result(document, lambda: run.out.line(told))
+    return EXIT_OK
+
+
+def _commented(line: str) -> str:
+    is_key = bool(line) and not line.startswith(("#", "["))
+    return f"#{line}" if is_key else line
+
+
+def _ready_made(name: str) -> str:
+    """Return a file of configs/, which lies in the package, or beside it in a checkout."""
+    import zraft
+
+    package = Path(zraft.__file__).parent
+    for place in (package / "configs", package.parent / "configs"):
+        if (path := place / f"{name}.toml").is_file():
+            return path.read_text(encoding="utf-8")
+    raise ConfigError(
+        f"the ready-made settings {name} are missing",
+        why=f"this installation has no {package / 'configs'}",
+        try_="install zraft again",
+    )
+
+
+@command(
+    app,
+    "config validate",
+    examples=["zraft config validate", "zraft config validate slow.toml --json"],
+)
+def validate(
+    run: Run,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="What to check (zraft.toml).")
+    ] = None,
+) -> int:
+    """Check a file of settings by itself, without the environment; exit 78 says what is wrong."""
+    from zraft.config import DEFAULT_FILE, load_config, to_jsonable
+
+    path = file or Path(DEFAULT_FILE)
+    config, origins = load_config(path, {}, {})
+    _found_machine(config.machine)
+    flat = {
+        f"{section}.{key}": value
+        for section, keys in to_jsonable(config).items()
+        for key, value in keys.items()
+    }
+    given = {key: flat[key] for key, origin in origins.items() if origin != "default"}
+    document = {
+        "schema": "zraft.config.validate/1",
+        "ok": True,
+        "file": str(path),
+        "settings": given,
+    }
+
+    def human() -> None:
+        for key, value in given.items():
+            run.out.line(f"{key} = {_toml(value)}")
+        run.out.message(f"{path} is valid; it sets {plural(len(given), 'key')}")
 
     run.out.result(document, human)
     return EXIT_OK

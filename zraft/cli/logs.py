@@ -23,14 +23,15 @@ from zraft.cli.logfiles import SUPERVISOR, LogFiles
 from zraft.cli.merge import Line, Link, Merger, received_link, sent_link
 from zraft.cli.options import Run, command, noun
 from zraft.cli.output import Output, printable
-from zraft.errors import ControlError
+from zraft.cli.where import Condition, parse_where
+from zraft.errors import ControlError, ZraftError
 from zraft.events import EVENTS
 
 app = noun(
     "logs",
     "Read what all processes wrote down, merged into one story.",
     ["zraft logs tail -f", "zraft logs tail leader -n 20", "zraft logs tail -e 'election.*'"],
-    later=("wait", "export", "events", "path"),
+    later=("export", "events", "path"),
 )
 
 DEFAULT_LINES = 40
@@ -41,11 +42,20 @@ LAST_BUDGET_BYTES = 64 << 20
 FOLD_EVERY_NS = 5_000_000_000
 REMEMBERED_ANSWERS = 10_000
 
+WAIT_TIMEOUT_MS = 30_000
+
 LEVELS = ("trace", "debug", "info", "warning", "error")
 _RANK = {level: rank for rank, level in enumerate(LEVELS)} | {"debug": 1}
 _ROLES = {"follower": "FOLL", "pre-candidate": "PREC", "candidate": "CAND", "leader": "LEAD"}
 _ROLE_STYLES = {"leader": "bold green", "candidate": "bold yellow", "pre-candidate": "yellow"}
 _LEVEL_STYLES = {"warning": "yellow", "error": "red", "debug": "dim"}
+
+
+class NotSeen(ZraftError):
+    """An event that was waited for did not come in time."""
+
+    code = "not_seen"
+    exit_code = 6
 
 
 class Filters(NamedTuple):
@@ -56,6 +66,7 @@ class Filters(NamedTuple):
     not_events: tuple[str, ...] = ()
     term: int | None = None
     since_ns: int | None = None
+    where: Condition | None = None
 
     def wants(self, line: Line) -> bool:
         """Return whether the line passes every filter; heartbeats are another question."""
@@ -68,6 +79,8 @@ class Filters(NamedTuple):
         if self.term is not None and fields.get("term") != self.term:
             return False
         if self.events and not _matches(event, self.events):
+            return False
+        if self.where is not None and not self.where(fields):
             return False
         return not _matches(event, self.not_events)
 
@@ -235,7 +248,6 @@ def read_last(
     ],
     later=(
         "--columns",
-        "--where",
         "--index",
         "--req",
         "--client",
@@ -270,6 +282,9 @@ def tail(
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Only the last 30s, 5m …")
     ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="EXPR", help='Only if: role == "leader".')
+    ] = None,
     heartbeats: Annotated[
         bool, typer.Option("--heartbeats", help="Show heartbeats as well.")
     ] = False,
@@ -277,10 +292,15 @@ def tail(
     """Print the last lines of all nodes in one order: never a receive before its send."""
     if level not in LEVELS:
         raise usage_error(f'-l: no level "{level}"', LEVELS, level)
-    since_ns = None
-    if since is not None:
-        since_ns = clock.monotonic_ns() - parse_duration_ms(since, "--since") * 1_000_000
-    filters = Filters(level, _globs(event, "-e"), _globs(not_event, "--not-event"), term, since_ns)
+    since_ns = None if since is None else _ago_ns(since)
+    filters = Filters(
+        level,
+        _globs(event, "-e"),
+        _globs(not_event, "--not-event"),
+        term,
+        since_ns,
+        None if where is None else parse_where(where),
+    )
     names = run.cluster_file().names
     nodes = _chosen(run, targets or [], names)
     files = LogFiles(run.directory, nodes)
@@ -312,11 +332,7 @@ def follow_files(
     merger = Merger()
     merger.add(first)
     _show_last(story, story.select(merger.ready(clock.monotonic_ns())), count)
-    reader_gone = select.poll()
-    try:
-        reader_gone.register(1, 0)  # POLLERR comes unasked when nobody reads a pipe any more
-    except OSError:
-        reader_gone = select.poll()
+    reader_gone = _reader_gone()
     polls = 0
     while not reader_gone.poll(POLL_MS):
         polls += 1
@@ -324,6 +340,97 @@ def follow_files(
             files.discover()
         merger.add(files.read_new())
         story.show(story.select(merger.ready(clock.monotonic_ns())), fold=True)
+
+
+@command(
+    app,
+    "logs wait",
+    examples=[
+        "zraft logs wait election.won --timeout 5s",
+        "zraft logs wait 'role.*' leader --where 'role == \"leader\" and term > 3'",
+        "zraft logs wait process.crashed supervisor --since 1m --json",
+    ],
+)
+def wait(
+    run: Run,
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Globs: 'election.*,vote.*'.")],
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="Nodes: n1, leader, all …")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="EXPR", help='Only if: role == "leader".')
+    ] = None,
+    term: Annotated[int | None, typer.Option("--term", help="Only in this term.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Also if in the last 30s, 5m …")
+    ] = None,
+) -> int:
+    """Wait for an event from now on, and print it. Exit 6 when it does not come in time."""
+    since_ns = clock.monotonic_ns() if since is None else _ago_ns(since)
+    condition = None if where is None else parse_where(where)
+    filters = Filters("trace", _globs([event], "EVENT"), (), term, since_ns, condition)
+    names = run.cluster_file().names
+    files = LogFiles(run.directory, _chosen(run, targets or [], names))
+    timeout_ms = run.timeout_ms(WAIT_TIMEOUT_MS)
+    reader_gone = _reader_gone()
+
+    def pause() -> None:
+        if reader_gone.poll(POLL_MS):
+            raise BrokenPipeError
+
+    try:
+        with run.out.working(f"waiting for {event}"):
+            line = wait_for_line(files, filters, timeout_ms, pause)
+    finally:
+        files.close()
+    if line is None:
+        raise NotSeen(
+            f"{event} was not seen within {timeout_ms / 1000:g}s",
+            why=f"no line of {', '.join(targets or ['any process'])} matched since {_start(since)}",
+            try_="zraft logs tail -n 20, or --since 1m if it came before",
+        )
+    width = max(len(short_name(name)) for name in (*names, SUPERVISOR))
+    Story(run.out, filters, heartbeats=True, width=width).show([line], fold=False)
+    return EXIT_OK
+
+
+def _start(since: str | None) -> str:
+    return "this command began" if since is None else f"{since} before it"
+
+
+def wait_for_line(
+    files: LogFiles, filters: Filters, timeout_ms: int, pause: Callable[[], object]
+) -> Line | None:
+    """Return the first line that passes the filters, None when none comes in time.
+
+    Lines of different processes that are read together are compared by their time. `pause` lets
+    some time pass between two looks.
+    """
+    deadline_ms = clock.monotonic_ms() + timeout_ms
+    lines = read_last(files, lambda merged: [], None, filters.since_ns or 0)
+    while True:
+        found = [line for line in lines if filters.wants(line)]
+        if found:
+            return min(found, key=lambda line: line.when)
+        if clock.monotonic_ms() >= deadline_ms:
+            return None
+        pause()
+        files.discover()
+        lines = files.read_new()
+
+
+def _ago_ns(text: str) -> int:
+    return clock.monotonic_ns() - parse_duration_ms(text, "--since") * 1_000_000
+
+
+def _reader_gone() -> select.poll:
+    """Return what tells, when polled, that nobody reads stdout any more."""
+    gone = select.poll()
+    try:
+        gone.register(1, 0)  # POLLERR comes unasked when nobody reads a pipe any more
+    except OSError:
+        return select.poll()
+    return gone
 
 
 def _chosen(run: Run, targets: list[str], names: Sequence[str]) -> list[str] | None:

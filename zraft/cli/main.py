@@ -25,14 +25,14 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   zraft node kill leader --wait    kill -9, and what it cost in milliseconds
 
   cluster  up down status list wait restart        kv       put get delete cas scan
-  node     list start stop kill restart pause      logs     tail
-           resume campaign step-down inspect       config   show
+  node     list start stop kill restart pause      logs     tail wait
+           resume campaign step-down inspect       config   init validate show
   fault    partition isolate drop delay list heal  check    run file
-  sim      run replay                              doctor   version
+  sim      run replay                              doctor   version   completion
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
-NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "sim", "config")
+NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "sim", "config", "completion")
 VERSION = "version"
 DOCTOR = "doctor"
 EXIT_INTERRUPTED = 130
@@ -48,7 +48,6 @@ LATER_NOUNS = (
     "trace",
     "explain",
     "metrics",
-    "completion",
 )
 
 
@@ -102,21 +101,13 @@ def _refused(error: OSError, arguments: Sequence[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     import typer
-    from typer.main import get_command
 
     from zraft.cli.errors import render_error
-    from zraft.cli.options import HELP_FLAGS, UsageError, ZraftGroup, remember_globals
+    from zraft.cli.options import UsageError
     from zraft.errors import ControlError, ZraftError
 
-    program = typer.Typer(
-        cls=_program_class(ZraftGroup),
-        add_completion=False,
-        rich_markup_mode=None,
-        context_settings=HELP_FLAGS,
-    )
-    program.callback()(remember_globals)
     try:
-        code = get_command(program).main(arguments, prog_name="zraft", standalone_mode=False)
+        code = make_program().main(arguments, prog_name="zraft", standalone_mode=False)
     except ZraftError as error:
         return render_error(error, _error_output(arguments))
     except UsageError as error:
@@ -127,6 +118,23 @@ def _run(arguments: list[str]) -> int:
     if code == EXIT_INTERRUPTED:
         return _interrupted()
     return code if isinstance(code, int) else 0
+
+
+def make_program() -> Any:
+    """Return the whole command tree; the module of a noun is imported when it is looked into."""
+    import typer
+    from typer.main import get_command
+
+    from zraft.cli.options import HELP_FLAGS, ZraftGroup, remember_globals
+
+    program = typer.Typer(
+        cls=_program_class(ZraftGroup),
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings=HELP_FLAGS,
+    )
+    program.callback()(remember_globals)
+    return get_command(program)
 
 
 def _interrupted() -> int:
