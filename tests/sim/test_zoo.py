@@ -35,15 +35,29 @@ DIRECTED = {
 }
 """The file of the interaction language that finds each bug without any luck."""
 
+FOUND_BY = {
+    "truncate-on-every-append": 1,
+    "no-up-to-date-check": 2,
+    "acknowledge-own-last-index": 4,
+    "stale-read-without-quorum": 5,
+    "duplicate-reply-counted-twice": 14,
+}
+"""Where the search begins, 0 where nothing stands: a seed that found the bug once.
+
+When seeds have come to mean other worlds, it may find nothing: then all of them are tried, which
+takes longer, and this list is to be mended.
+"""
+
 
 def first_violation(bug: str) -> tuple[int, str] | None:
-    """Return a seed that finds a bug, and what it says; None: no seed did.
+    """Return one of fifty seeds that finds a bug, and what it says; None: none of them does.
 
     The seeds are shared by as many processes as there are cores, so which one is found first may
     differ; whether one is found may not.
     """
     workers = [Worker(TIME_S, bug) for _ in range(min(2, os.cpu_count() or 1))]
-    waiting = deque(range(MAX_SEEDS))
+    first = FOUND_BY.get(bug, 0)
+    waiting = deque([first, *(seed for seed in range(MAX_SEEDS) if seed != first)])
     poll = select.poll()
     try:
         for worker in workers:
