@@ -39,6 +39,18 @@ def test_write_to_follower_is_forwarded_and_answered_by_the_leader() -> None:
     assert (reply.code, reply.member_id) == (Code.OK, bench.leader())
 
 
+def test_an_answered_request_is_not_kept_until_its_deadline() -> None:
+    """On the leader and on who forwarded it: memory must not grow with rate times deadline."""
+    bench = elected(3)
+    leader, follower = bench.leader(), bench.follower()
+    for node in (leader, follower):
+        for value in (b"1", b"2", b"3"):
+            bench.request(node, encode_put(b"k", value), deadline_ms=600_000)
+    assert len(bench.servers[leader]._deadlines) == 3
+    bench.settle()
+    assert [len(bench.servers[node]._deadlines) for node in (leader, follower)] == [0, 0]
+
+
 def test_request_is_forwarded_once_only() -> None:
     """A forwarded request that meets a follower goes back with a hint, not around in circles."""
     bench = elected(3)

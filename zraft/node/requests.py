@@ -47,19 +47,35 @@ class Ticket:
 
 
 class Deadlines:
-    """Tickets by deadline, in buckets: adding costs an append, expiry is found without a search."""
+    """Tickets by deadline, in buckets: expiry is found without a search.
+
+    A ticket that was answered is dropped at once. Kept until its deadline, which may be minutes,
+    it would hold its request's bytes: memory would grow with the rate of requests.
+    """
 
     __slots__ = ("_buckets", "_first")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, list[Ticket]] = {}
+        self._buckets: dict[int, dict[Ticket, None]] = {}
         self._first = FAR_MS
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))
 
     def add(self, ticket: Ticket) -> None:
         """Watch a ticket."""
         bucket = ticket.deadline_ms // BUCKET_MS + 1
-        self._buckets.setdefault(bucket, []).append(ticket)
+        self._buckets.setdefault(bucket, {})[ticket] = None
         self._first = min(self._first, bucket)
+
+    def remove(self, ticket: Ticket) -> None:
+        """Watch it no more, if it was watched."""
+        bucket = ticket.deadline_ms // BUCKET_MS + 1
+        tickets = self._buckets.get(bucket)
+        if tickets is not None:
+            tickets.pop(ticket, None)
+            if not tickets:
+                del self._buckets[bucket]
 
     def next_ms(self) -> int:
         """Return when `expired` should be called next."""
@@ -68,7 +84,7 @@ class Deadlines:
     def expired(self, now_ms: int) -> Iterator[Ticket]:
         """Yield the tickets whose deadline passed and that still wait."""
         while self._first * BUCKET_MS <= now_ms:
-            due = self._buckets.pop(self._first)
+            due = self._buckets.pop(self._first, {})
             self._first = min(self._buckets, default=FAR_MS)
             for ticket in due:
                 if ticket.place is not Place.DONE:

@@ -466,6 +466,7 @@ class Server:
         elif ticket.place is Place.PARKED:
             self._parked.pop(ticket.key, None)
         ticket.place = Place.DONE
+        self._deadlines.remove(ticket)
         self._admission.leave(ticket.request)
 
     def _refuse(self, ticket: Ticket, code: Code, why: str) -> None:
