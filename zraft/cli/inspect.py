@@ -22,6 +22,7 @@ from zraft.cli.entries import Names, configuration_document, describe_configurat
 from zraft.cli.errors import EXIT_OK, usage_error
 from zraft.cli.options import Run
 from zraft.cli.output import Output, join_and, printable
+from zraft.cli.snapshot import show_snapshot
 from zraft.cli.targets import resolve, views
 from zraft.client.ownership import Owner, find_owner
 from zraft.core.model import Configuration, Entries
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LAST = 20
 ASK_MS = 500
-PARTS = ("meta", "wal")
+PARTS = ("meta", "wal", "snapshot")
 
 
 class Disk(NamedTuple):
@@ -73,6 +74,8 @@ def inspect_node(run: Run, target: str, part: str, *, last: int | None, index: s
     if part != "wal" and (last is not None or index is not None):
         raise ControlError(f"--last and --index choose entries; {part} has none", try_="… wal")
     cluster = Cluster.open(run.cluster, run.environ)
+    if part == "snapshot":
+        return show_snapshot(run, _one_name(cluster, target))
     disk = read_disk(cluster, _one_name(cluster, target))
     if part == "wal":
         entries = chosen_entries(disk.log, last, index)

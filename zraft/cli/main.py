@@ -27,12 +27,23 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   cluster  up down status list wait restart        kv       put get delete cas scan
   node     list start stop kill restart pause      logs     tail wait
            resume campaign step-down inspect       config   init validate show
-  fault    partition isolate drop delay list heal  check    run file
-  sim      run replay                              doctor   version   completion
+  fault    partition isolate drop delay list heal  check    run file      sim    run replay
+  snapshot take list show                          doctor   version   completion
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
-NOUNS = ("cluster", "node", "kv", "logs", "fault", "check", "sim", "config", "completion")
+NOUNS = (
+    "cluster",
+    "node",
+    "kv",
+    "logs",
+    "fault",
+    "check",
+    "sim",
+    "snapshot",
+    "config",
+    "completion",
+)
 VERSION = "version"
 DOCTOR = "doctor"
 EXIT_INTERRUPTED = 130
@@ -43,7 +54,6 @@ LATER_NOUNS = (
     "lab",
     "top",
     "dashboard",
-    "snapshot",
     "backup",
     "trace",
     "explain",
