@@ -9,16 +9,20 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from zraft.api import Consistency, Flag, Reply, Request
-from zraft.core.messages import Message
+from zraft.core.messages import InstallSnapshot, Message
 from zraft.core.model import Configuration, MemberId, Role, Settings
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
 from zraft.machine.kv import KV
 from zraft.node.ports import Limits
 from zraft.node.server import Server
+from zraft.storage.base import Identity
 from zraft.storage.memory import MemoryStorage
+from zraft.storage.snapshots import SnapshotStore
+from zraft.testing.disk import SimulatedDisk
 from zraft.transport.base import PeerDown
 from zraft.wire import decode_header, decode_message, encode_message
 from zraft.wire_entry import EntryCodec
@@ -51,6 +55,32 @@ class FakePeers:
 
     def downs(self) -> list[PeerDown]:
         """Nothing is reported unless a test says so."""
+        return []
+
+
+class FakeBulk:
+    """Chunks go the way of all other messages."""
+
+    def __init__(self, peers: FakePeers) -> None:
+        self._peers = peers
+
+    def open(self, peer: MemberId) -> None:
+        """There is a lane already."""
+
+    def send(self, chunk: InstallSnapshot) -> bool:
+        """Queue a chunk for its receiver."""
+        self._peers.send([chunk])
+        return True
+
+    def renew(self, peer: MemberId) -> None:
+        """Nothing is wrong with it."""
+
+    def shut(self, peer: MemberId) -> None:
+        """It stays."""
+
+    def receive(self, limit: int) -> list[InstallSnapshot]:
+        """The bench delivers by itself."""
+        del limit
         return []
 
 
@@ -88,7 +118,9 @@ class ServerBench:
         self.cut: set[MemberId] = set()
         self.servers: dict[MemberId, Server] = {}
         self._next_id = 1
+        self.disks = {me: SimulatedDisk() for me in self.ids}
         for me in self.ids:
+            self.disks[me].mkdir(Path(f"/n{me}"))
             self.servers[me] = self._server(me, limits or Limits(), thorough)
 
     def _server(self, me: MemberId, limits: Limits, thorough: bool) -> Server:
@@ -102,11 +134,15 @@ class ServerBench:
             now_ms=self.now_ms,
             thorough=thorough,
         )
-        port = FakePort(self, me)
+        port, peers = FakePort(self, me), FakePeers(self)
+        store = SnapshotStore(Path(f"/n{me}/snap"), Identity(1, me), files=self.disks[me])
+        store.load()
         return Server(
             raft=raft,
             storage=storage,
-            peers=FakePeers(self),
+            store=store,
+            peers=peers,
+            bulk=FakeBulk(peers),
             machine=KV(),
             replies=port,
             forwards=port,

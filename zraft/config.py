@@ -68,6 +68,20 @@ class Storage(Struct, frozen=True, forbid_unknown_fields=True):
     prealloc_bytes: BlockBytes = 256 * KIB
 
 
+class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
+    """When snapshots are taken, what of the log stays behind them, how fast they are sent."""
+
+    min_log_bytes: Annotated[int, Meta(ge=4 * KIB, le=16 * 1024 * MIB)] = 64 * MIB
+    size_percent: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    slice_ms: Annotated[int, Meta(ge=1, le=1_000)] = 5
+    trailing_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
+    trailing_bytes: Annotated[int, Meta(ge=0, le=1024 * MIB)] = 16 * MIB
+    held_bytes: Annotated[int, Meta(ge=0, le=1024 * MIB)] = 64 * MIB
+    chunk_bytes: Annotated[int, Meta(ge=KIB, le=512 * KIB)] = 256 * KIB
+    window_chunks: Annotated[int, Meta(ge=1, le=1_000)] = 4
+    max_bytes_per_s: Annotated[int, Meta(ge=64 * KIB, le=100 * 1024 * MIB)] = 64 * MIB
+
+
 class Sessions(Struct, frozen=True, forbid_unknown_fields=True):
     """The terms under which a leader opens a client's session; they stand in the log then."""
 
@@ -138,6 +152,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     timing: Timing = field(default_factory=Timing)
     replication: Replication = field(default_factory=Replication)
     storage: Storage = field(default_factory=Storage)
+    snapshot: Snapshot = field(default_factory=Snapshot)
     sessions: Sessions = field(default_factory=Sessions)
     reads: Reads = field(default_factory=Reads)
     limits: Limits = field(default_factory=Limits)
@@ -184,6 +199,7 @@ RULES = (
     ),
     _at_most("replication.max_batch_bytes", "replication.max_inflight_bytes"),
     _at_most("storage.prealloc_bytes", "storage.segment_bytes"),
+    _at_most("snapshot.trailing_bytes", "snapshot.held_bytes"),
     _at_most("limits.max_parked_requests", "limits.max_waiting_requests"),
     _at_most("limits.max_key_bytes", "limits.max_request_bytes"),
     _at_most("supervisor.backoff_min_ms", "supervisor.backoff_max_ms"),

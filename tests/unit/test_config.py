@@ -123,6 +123,7 @@ IMPOSSIBLE: list[tuple[dict[str, object], list[str]]] = [
     ({"replication.max_batch_bytes": 2 << 20}, ["max_batch_bytes", "max_inflight_bytes"]),
     ({"storage.segment_bytes": 65536}, ["prealloc_bytes = 262144 (default)", "segment_bytes"]),
     ({"limits.max_waiting_requests": 10}, ["max_parked_requests ≤"]),
+    ({"snapshot.held_bytes": 4096}, ["trailing_bytes ≤"]),
     ({"supervisor.backoff_min_ms": 20000}, ["backoff_min_ms ≤"]),
     (
         {"reads.lease": True, "timing.check_quorum": False},

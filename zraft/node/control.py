@@ -47,6 +47,7 @@ from zraft.errors import ControlError, NotLeader, ZraftError
 from zraft.node.changing import MemberVerbs
 from zraft.node.clients import Ready
 from zraft.node.rejects import Rejects
+from zraft.node.snapshotting import Snapshots
 from zraft.transport.bind import make_router
 
 MAX_REQUESTS = 16  # a turn
@@ -73,6 +74,11 @@ class Operated(Protocol):
     @property
     def raft(self) -> Raft:
         """The core, to be looked at only."""
+        ...
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """What takes snapshots."""
         ...
 
 
@@ -220,7 +226,7 @@ class Control:
                 assert self.members is not None, "asked before the node serves"
                 return self.members.change(request, now_ms)
             case TakeSnapshot():
-                raise ControlError("not built yet")
+                return self._take_snapshot()
             case _:
                 assert_never(request)
 
@@ -238,6 +244,12 @@ class Control:
         raft = self._server.raft
         message = f"hands leadership over{whom}"
         return Accepted(index=raft.last_id.index, term=raft.term, message=message)
+
+    def _take_snapshot(self) -> Accepted:
+        index = self._server.snapshots.begin()
+        if index == 0:
+            raise ControlError("there is nothing to take a snapshot of", why="nothing is applied")
+        return Accepted(index=index, term=self._server.raft.term, message="takes a snapshot")
 
     def _isolate(self, peers: list[str], for_ms: int | None, now_ms: int) -> ControlDone:
         members = [self._member_id(name) for name in peers]

@@ -18,7 +18,7 @@ from zraft.errors import ConfigError, NotRunning
 from zraft.machine.base import StateMachine
 from zraft.machine.load import load_machine
 from zraft.machine.session_ops import Terms
-from zraft.node.ports import Limits
+from zraft.node.ports import Limits, SnapshotLimits
 from zraft.paths import ENDPOINT_KINDS, ClusterFile, read_cluster_file
 from zraft.storage.base import Identity
 
@@ -127,12 +127,15 @@ def raft_settings(config: Config) -> Settings:
         max_batch_bytes=replication.max_batch_bytes,
         apply_batch_entries=limits.apply_batch_entries,
         apply_batch_bytes=limits.apply_batch_bytes,
+        trailing_entries=config.snapshot.trailing_entries,
+        trailing_bytes=config.snapshot.trailing_bytes,
+        held_bytes=config.snapshot.held_bytes,
     )
 
 
 def server_limits(config: Config) -> Limits:
     """Return the server's part of the configuration; a sync is slow if it costs a heartbeat."""
-    limits, sessions = config.limits, config.sessions
+    limits, sessions, snapshot = config.limits, config.sessions, config.snapshot
     return Limits(
         max_waiting_requests=limits.max_waiting_requests,
         max_parked_requests=limits.max_parked_requests,
@@ -144,4 +147,12 @@ def server_limits(config: Config) -> Limits:
         session_terms=Terms(sessions.ttl_ms, sessions.max_sessions, sessions.max_bytes),
         sync_slow_ms=config.timing.heartbeat_ms,
         lease_reads=config.reads.lease,
+        snapshots=SnapshotLimits(
+            min_log_bytes=snapshot.min_log_bytes,
+            size_percent=snapshot.size_percent,
+            slice_ms=snapshot.slice_ms,
+            chunk_bytes=snapshot.chunk_bytes,
+            window_chunks=snapshot.window_chunks,
+            max_bytes_per_s=snapshot.max_bytes_per_s,
+        ),
     )

@@ -36,6 +36,20 @@ class Report(Protocol):
         ...
 
 
+class SnapshotLimits(NamedTuple):
+    """When a node takes snapshots, and how fast it writes and sends them.
+
+    One is taken when the log since the last has max(`min_log_bytes`, `size_percent` of its size).
+    """
+
+    min_log_bytes: int = 64 << 20
+    size_percent: int = 100
+    slice_ms: int = 5
+    chunk_bytes: int = 256 << 10
+    window_chunks: int = 4
+    max_bytes_per_s: int = 64 << 20
+
+
 class Limits(NamedTuple):
     """Bounds of one node; see configs/default.toml."""
 
@@ -50,3 +64,4 @@ class Limits(NamedTuple):
     digest_interval: int = 1024
     session_terms: Terms = Terms()
     lease_reads: bool = False
+    snapshots: SnapshotLimits = SnapshotLimits()

@@ -4,7 +4,7 @@
      2  whose directory, its lock         65 foreign or wiped, 75 in use: still nothing was touched
      3  incarnation + 1, on disk          peers tell this life's frames from the last one's
      4  telemetry                         only the lock's holder writes into the directory
-     5  the log                           65 corrupt, 74 unreadable
+     5  the log and the newest snapshot   65 corrupt or a hole between them, 74 unreadable
      6  garbage frozen                    nothing of what was read back is ever visited again
      7  sockets                           after the lock: binding an ipc path takes it from whoever
                                           has it; after the log: who accepts connections is alive
@@ -22,6 +22,7 @@ import random
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import zmq
@@ -50,6 +51,8 @@ from zraft.node.status import StatusSources, node_status
 from zraft.node.tracing import PeerTrace
 from zraft.storage.directory import Member, lock, next_incarnation, open_member
 from zraft.storage.files import OsFiles
+from zraft.storage.recovery import recover
+from zraft.storage.snapshots import SnapshotStore
 from zraft.storage.wal import Wal
 from zraft.telemetry import Telemetry
 from zraft.transport.bulk import BulkSockets
@@ -95,6 +98,14 @@ class _ReadingFiles(OsFiles):
         self._count += 1
         self._ready_pipe.progress(f"reading {path.name}, file {self._count}")
         return path.read_bytes()
+
+
+class Kept(NamedTuple):
+    """What a node has on its disk, and the core that knows it."""
+
+    storage: Wal
+    store: SnapshotStore
+    raft: Raft
 
 
 class NodeProcess:
@@ -144,9 +155,9 @@ class NodeProcess:
         self._stack.callback(signals.close)
         collector = Collector(self.telemetry.emit)
         self._stack.callback(collector.close)
-        storage, raft = self._recover()
+        kept = self._recover()
         collector.freeze()
-        loop = self._assemble(storage, raft, signals, collector)
+        loop = self._assemble(kept, signals, collector)
         self._announce()
         reason = loop.run()
         self.telemetry.emit("node.stopped", reason=reason, exit_code=0)
@@ -171,19 +182,24 @@ class NodeProcess:
         """Close everything, in the opposite order of making; the directory's lock last."""
         self._stack.close()
 
-    # 5: the log
+    # 5: the log and the newest snapshot
 
-    def _recover(self) -> tuple[Wal, Raft]:
+    def _recover(self) -> Kept:
         config, member = self.plan.config, self._member
+        files = _ReadingFiles(self._ready_pipe)
         storage = Wal(
             member.wal_directory,
             member.identity,
             segment_bytes=config.storage.segment_bytes,
-            files=_ReadingFiles(self._ready_pipe),
+            files=files,
             report=self.telemetry.emit,
         )
         self._stack.callback(storage.close)
-        recovered = storage.load()
+        store = SnapshotStore(
+            member.snapshot_directory, member.identity, files=files, report=self.telemetry.emit
+        )
+        self._stack.callback(store.close)
+        recovered = recover(storage, store)
         entries = recovered.entries
         self.telemetry.emit(
             "node.started",
@@ -191,7 +207,7 @@ class NodeProcess:
             config_digest=f"{crc32(to_toml(config).encode()):08x}",
             restored_term=recovered.hard_state.term,
             last_index=entries.last_index,
-            snapshot_index=entries.first_index - 1,
+            snapshot_index=0 if recovered.snapshot is None else recovered.snapshot.index,
         )
         raft = Raft(
             self.plan.me,
@@ -201,12 +217,13 @@ class NodeProcess:
             random=random.Random(),
             now_ms=clock.now_ms(),
         )
-        return storage, raft
+        return Kept(storage, store, raft)
 
     # 7: sockets, and everything between them
 
-    def _assemble(self, storage: Wal, raft: Raft, signals: Signals, collector: Collector) -> Loop:
+    def _assemble(self, kept: Kept, signals: Signals, collector: Collector) -> Loop:
         plan, config, telemetry = self.plan, self.plan.config, self.telemetry
+        raft = kept.raft
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stack.callback(context.destroy, linger=0)
         self._stack.callback(self._unlink_sockets)
@@ -217,7 +234,7 @@ class NodeProcess:
         self._book.attach(raft, peers, bulk)
         peers.strangers = self._book
         machine = plan.machine
-        server = self._make_server(raft, storage, peers, clients)
+        server = self._make_server(kept, peers, bulk, clients)
         faults = LinkFaults(
             links,
             telemetry.emit,
@@ -247,7 +264,7 @@ class NodeProcess:
                 control=control,
                 signals=signals,
                 telemetry=telemetry,
-                housekeeping=Housekeeping(storage, collector, rejects, faults, self._book),
+                housekeeping=Housekeeping(kept.storage, collector, rejects, faults, self._book),
                 leader_id=lambda: raft.leader_id,
                 leads=lambda: raft.role is Role.LEADER,
                 contact_ms=lambda: raft.state.leader_contact_ms,
@@ -263,8 +280,8 @@ class NodeProcess:
             peers=peers,
             faults=links.faults,
             rule_of=faults.rule_of,
-            storage_stats=storage.stats,
-            counters=(clients, rejects, loop, bulk),
+            storage_stats=kept.storage.stats,
+            counters=(clients, rejects, loop, bulk, server.snapshots),
             dropped_lines=lambda: telemetry.dropped_lines,
             name_of=plan.name_of,
             started_ms=clock.now_ms(),
@@ -275,13 +292,15 @@ class NodeProcess:
         return loop
 
     def _make_server(
-        self, raft: Raft, storage: Wal, peers: PeerSockets, clients: ClientSockets
+        self, kept: Kept, peers: PeerSockets, bulk: BulkSockets, clients: ClientSockets
     ) -> Server:
         telemetry = self.telemetry
         server = Server(
-            raft=raft,
-            storage=storage,
+            raft=kept.raft,
+            storage=kept.storage,
+            store=kept.store,
             peers=peers,
+            bulk=bulk,
             machine=self.plan.machine,
             replies=clients,
             forwards=clients,
@@ -290,6 +309,7 @@ class NodeProcess:
             clock_ns=clock.now_ns,
             limits=server_limits(self.plan.config),
         )
+        self._stack.callback(server.snapshots.sending.close)
         telemetry.context = lambda: self._moment(server)
         return server
 

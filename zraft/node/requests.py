@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from zraft.api import Request
+from zraft.api import Flag, Request
 from zraft.core.model import NOBODY, MemberId
 from zraft.core.state import FAR_MS
 
 BUCKET_MS = 16
 """Deadlines are looked at in buckets of this width: an answer to nobody may be that late."""
+
+_FORWARDED = int(Flag.FORWARDED)  # plain numbers: each operation on a flag makes an object
 
 
 class Place(Enum):
@@ -44,6 +46,19 @@ class Ticket:
     parked_ms: int = 0  # when it was parked first
     taken_ms: int = 0
     following: Ticket | None = None  # waits for the same entry
+
+    @property
+    def was_forwarded(self) -> bool:
+        """Whether another node passed it on to this one: once only."""
+        return bool(self.request.flags & _FORWARDED)
+
+    def passed_on(self, request_id: int, now_ms: int) -> Request:
+        """Return the request as it goes to the leader, whose answer names `request_id`."""
+        return self.request._replace(
+            request_id=request_id,
+            flags=self.request.flags | _FORWARDED,
+            deadline_ms=max(0, self.deadline_ms - now_ms),
+        )
 
 
 class Deadlines:

@@ -21,22 +21,24 @@ from collections.abc import Callable
 from zraft import crashpoints
 from zraft.api import Code, Consistency, Flag, Reply, Request
 from zraft.core.messages import Message, StateDigest
-from zraft.core.model import NOBODY, MemberId
+from zraft.core.model import NOBODY, MemberId, SnapshotMeta
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
-from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
 from zraft.core.transfer import TransferRefusal
 from zraft.machine.base import Ctx, StateMachine
 from zraft.machine.replica import Applying, Replica
 from zraft.node.admission import Admission
 from zraft.node.digests import DigestWatch, compare_states
+from zraft.node.persisting import persist
 from zraft.node.ports import ForwardPort, Limits, ReplyPort, Report
 from zraft.node.proposals import Proposals, chain_of, command_of
 from zraft.node.reading import Reading
 from zraft.node.requests import Deadlines, Place, Ticket
+from zraft.node.snapshotting import Snapshots
 from zraft.storage.base import Storage
-from zraft.transport.base import Peers
+from zraft.storage.snapshots import SnapshotStore
+from zraft.transport.base import Bulk, Peers
 
 ROUTE_RETRY_MS = 5
 """Parked requests try again this often while a leader is known but can't be reached."""
@@ -44,8 +46,7 @@ MAX_DEADLINE_MS = 600_000
 APPLY_CLOCK_EVERY = 32
 """Entries applied between two looks at the clock."""
 
-_FORWARDED = int(Flag.FORWARDED)  # plain numbers: each operation on a flag makes an object
-_SESSION = int(Flag.SESSION)
+_SESSION = int(Flag.SESSION)  # plain numbers: each operation on a flag makes an object
 
 
 class Server:
@@ -56,7 +57,9 @@ class Server:
         *,
         raft: Raft,
         storage: Storage,
+        store: SnapshotStore,
         peers: Peers,
+        bulk: Bulk,
         machine: StateMachine,
         replies: ReplyPort,
         forwards: ForwardPort,
@@ -79,7 +82,8 @@ class Server:
         self._me = raft.state.me
         history = self.replica.history
         self.digests = DigestWatch(self._me, history, report, interval=limits.digest_interval)
-
+        parts = raft, self.replica, storage, store, peers, bulk
+        self.snapshots = Snapshots(*parts, report, clock_ns, limits.snapshots)
         self._applying: Applying | None = None
         self._deadlines = Deadlines()
         self._parked: dict[int, Ticket] = {}
@@ -120,8 +124,8 @@ class Server:
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
         raft_ms, deadlines_ms = self.raft.next_deadline_ms(), self._deadlines.next_ms()
-        digests_ms = self.digests.next_deadline_ms()
-        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms(), digests_ms)
+        work_ms = min(self.digests.next_deadline_ms(), self.snapshots.next_deadline_ms())
+        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms(), work_ms)
 
     # What comes in
 
@@ -131,14 +135,15 @@ class Server:
             self.digests.on_message(message, term=self.raft.term)
             return
         self.raft.step(message, now_ms=now_ms)
+        self.snapshots.on_message(message, now_ms)
 
     def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
         """Take the news that a peer's process is gone."""
         self.raft.on_peer_down(peer, incarnation, now_ms=now_ms)
 
-    def on_stall(self, late_ms: int, *, now_ms: int, grace: bool = True) -> None:
+    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
         """Take the news that this process did not run for a while."""
-        self.raft.on_stall(late_ms, now_ms=now_ms, grace=grace)
+        self.raft.on_stall(late_ms, now_ms=now_ms)
 
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
         """Do what is due; see `Raft.on_timer`."""
@@ -236,7 +241,6 @@ class Server:
         for ticket in list(self._parked.values()):
             self._refuse(ticket, Code.NOT_LEADER, "the node is stopping")
         self._route_ms = FAR_MS
-        del now_ms
 
     def finish_stop(self, *, now_ms: int) -> None:
         """Give up leadership and answer everyone who still waits. Only `flush` may follow."""
@@ -281,21 +285,14 @@ class Server:
         """Pass requests on to the leader, once; one that was passed on already goes back."""
         once = []
         for ticket in tickets:
-            if ticket.request.flags & _FORWARDED:
+            if ticket.was_forwarded:
                 self._refuse(ticket, Code.NOT_LEADER, "this node does not lead")
             else:
                 once.append(ticket)
         if not once:
             return
         first_id = self._next_key
-        requests = [
-            ticket.request._replace(
-                request_id=forward_id,
-                flags=ticket.request.flags | _FORWARDED,
-                deadline_ms=max(0, ticket.deadline_ms - now_ms),
-            )
-            for forward_id, ticket in enumerate(once, first_id)
-        ]
+        requests = [ticket.passed_on(key, now_ms) for key, ticket in enumerate(once, first_id)]
         if not self._forwards.forward(leader, requests):
             self._park(once, now_ms)
             return
@@ -314,7 +311,7 @@ class Server:
         if new:
             self._report("request.parked", requests=new)
         for ticket in tickets:
-            if ticket.request.flags & _FORWARDED and self.raft.leader_id != self._me:
+            if ticket.was_forwarded and self.raft.leader_id != self._me:
                 self._refuse(ticket, Code.NOT_LEADER, "this node knows no leader")
             elif self._admission.stopping:
                 self._refuse(ticket, Code.NOT_LEADER, "the node is stopping")
@@ -367,7 +364,7 @@ class Server:
                 if crashpoints.armed:
                     crashpoints.reach("flush.sent")
             if ready.must_persist:
-                self._persist(ready)
+                persist(ready, self.storage, self._clock_ns, self._limits, self._report)
             if ready.messages_after_persist:
                 if crashpoints.armed:
                     crashpoints.reach("flush.before-answers")
@@ -383,24 +380,26 @@ class Server:
             self.raft.advance(ready)
             if crashpoints.armed:
                 crashpoints.reach("flush.advanced")
+            if ready.restore is not None:
+                self._restore(ready.restore)
             self._apply(slice_ends_ns)
+            self.snapshots.on_ready(ready, now_ms)
             if ready.aborted_reads:  # they changed nothing, and go where the next leader is
                 self._park(self.reading.aborted(ready), now_ms)
             self._route_parked(now_ms)
         self._apply(slice_ends_ns)
         self._answer_reads(now_ms)
         compare_states(self.digests, self.raft, self.peers, now_ms=now_ms)
+        self.snapshots.work(now_ms)
         return self._applying is not None
 
-    def _persist(self, ready: Ready) -> None:
-        started_ns = self._clock_ns()
-        self.storage.save(ready.hard_state, ready.entries)
-        self.storage.sync()
-        elapsed_ms = (self._clock_ns() - started_ns) // 1_000_000
-        if elapsed_ms >= self._limits.sync_slow_ms:
-            entries = ready.entries
-            size_bytes = 0 if entries is None else sum(map(len, entries.payloads))
-            self._report("storage.sync_slow", elapsed_ms=elapsed_ms, bytes=size_bytes)
+    def _restore(self, meta: SnapshotMeta) -> None:
+        """Replace the state by a snapshot's. What became of writes before its end is not known."""
+        self._applying = None
+        self.snapshots.restore(meta)
+        for ticket in [ticket for ticket in self._proposals if ticket.key <= meta.index]:
+            self._expire(ticket, "a snapshot took the place of its entry")
+        self._proposals.on_applied(meta.index)
 
     def _apply(self, slice_ends_ns: int) -> None:
         """Apply what is committed until the slice of time is used up; answer what that decides."""
@@ -415,6 +414,7 @@ class Server:
             self._apply_one(entries.first_index + position, payloads[position])
             if crashpoints.armed:
                 crashpoints.reach("apply.entry-applied")
+            self.snapshots.on_entry(len(payloads[position]))
             position += 1
             if position % APPLY_CLOCK_EVERY == 0 and self._clock_ns() >= slice_ends_ns:
                 break
@@ -451,7 +451,7 @@ class Server:
     def _query(self, ticket: Ticket, now_ms: int) -> None:
         """Ask the state machine as it is now, and reply; of a stale read, say how old that is."""
         code, answer = self.replica.query(ticket.request.body)
-        age_ms = self.reading.age_ms(ticket, now_ms)
+        age_ms = self.reading.age_ms(ticket.request, now_ms)
         self._answer(ticket, code, answer, self.replica.applied.index, staleness_ms=age_ms)
 
     # How a request ends

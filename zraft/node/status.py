@@ -27,6 +27,7 @@ from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
 from zraft.machine.replica import Replica
 from zraft.node.reading import Reading
+from zraft.node.snapshotting import Snapshots
 from zraft.storage.base import StorageStats
 from zraft.transport.links import Fault
 
@@ -46,6 +47,8 @@ class StatusServer(Protocol):
     def replica(self) -> Replica: ...
     @property
     def reading(self) -> Reading: ...
+    @property
+    def snapshots(self) -> Snapshots: ...
 
 
 class StatusPeers(Protocol):
@@ -83,7 +86,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
     whoami, server, raft = sources.whoami, sources.server, sources.server.raft
     state, leadership = raft.state, raft.state.leadership
     staleness_ms = server.reading.staleness_ms(now_ms)
-    configuration = state.configuration
+    configuration, newest = state.configuration, raft.snapshot
     return NodeStatus(
         name=whoami.name,
         member_id=whoami.member_id,
@@ -127,6 +130,11 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         joining=_names(sources, configuration.joining),
         removed=raft.is_removed,
         sessions=len(server.replica.sessions),
+        first_index=raft.first_index,
+        snapshot_index=0 if newest is None else newest.index,
+        snapshot_term=0 if newest is None else newest.term,
+        snapshot_bytes=0 if newest is None else newest.size_bytes,
+        snapshot_taking=server.snapshots.is_taking,
     )
 
 
@@ -171,6 +179,7 @@ def _peer_status(sources: StatusSources, peer: MemberId, now_ms: int) -> PeerSta
     if leadership is None:
         return identity
     progress = leadership.progress[peer]
+    transfer = sources.server.snapshots.sending.find(peer)
     return msgspec.structs.replace(
         identity,
         contact_ms=max(0, now_ms - progress.last_contact_ms),
@@ -178,6 +187,8 @@ def _peer_status(sources: StatusSources, peer: MemberId, now_ms: int) -> PeerSta
         match_index=progress.match_index,
         next_index=progress.next_index,
         inflight=len(progress.inflights),
+        snapshot_offset=None if transfer is None else transfer.acked,
+        snapshot_bytes=None if transfer is None else transfer.meta.size_bytes,
     )
 
 

@@ -182,12 +182,17 @@ class SnapshotStore:
         self._incoming = Incoming(file, self.identity, key, self._publish)
         return self._incoming
 
+    def drop_incoming(self) -> None:
+        """Drop what a peer has sent so far, if it is not whole."""
+        if self._incoming is not None:
+            self._incoming.abort()
+            self._incoming = None
+
     def close(self) -> None:
         """Drop what is half-made."""
         if self._writer is not None:
             self._writer.abort()
-        if self._incoming is not None:
-            self._incoming.abort()
+        self.drop_incoming()
 
     def _publish(self, file: GrowingFile, meta: SnapshotMeta) -> None:
         file.publish(self._path(meta))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zraft.core.messages import Message
+from zraft.core.messages import InstallSnapshot, Message
 from zraft.core.model import MemberId
 from zraft.testing.sim.storage import CLUSTER_ID
 from zraft.transport.base import Lane
@@ -53,7 +53,7 @@ class Network:
         self.lost = 0
         ids = world.ids
         self.links = {a: {b: Link(a, b) for b in ids if b != a} for a in ids}
-        self._filters: dict[MemberId, HeaderFilter] = {}
+        self._filters: dict[MemberId, tuple[HeaderFilter, ...]] = {}  # one a lane
         self._newest: dict[MemberId, dict[MemberId, int]] = {}
         self.settle()
 
@@ -80,7 +80,10 @@ class Network:
         """A process starts: it has heard of nobody yet."""
         me = node.member_id
         peers = [peer for peer in self._world.ids if peer != me]
-        self._filters[me] = HeaderFilter(me=me, cluster=CLUSTER, peers=peers, lane=Lane.PEER)
+        self._filters[me] = tuple(
+            HeaderFilter(me=me, cluster=CLUSTER, peers=peers, lane=lane)
+            for lane in (Lane.PEER, Lane.BULK)
+        )
         self._newest[me] = dict.fromkeys(peers, 0)
 
     def send(self, node: SimNode, messages: Sequence[Message], at_us: int) -> None:
@@ -98,7 +101,7 @@ class Network:
                 self._seq += 1
                 load = encode_message(
                     message,
-                    lane=Lane.PEER,
+                    lane=Lane.BULK if type(message) is InstallSnapshot else Lane.PEER,
                     cluster=CLUSTER,
                     incarnation=node.incarnation,
                     epoch=1,
@@ -131,7 +134,8 @@ class Network:
             world.trace.message(world.agenda.now_us, "lost", message)
             return
         if self._plan.codec:
-            checked = self._filters[link.dst].check([b"", load])
+            lane = Lane.BULK if type(message) is InstallSnapshot else Lane.PEER
+            checked = self._filters[link.dst][lane].check([b"", load])
             if isinstance(checked, Refused):
                 assert checked.older_life, f"the filter dropped a frame: {checked}"
                 world.marks.reach("stale_frame")

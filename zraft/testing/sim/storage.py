@@ -182,6 +182,11 @@ class SimStorage:
         self._wal.close()
 
 
+def snapshot_directory(member_id: MemberId) -> Path:
+    """Return where a member's snapshots are on its own disk."""
+    return Path(f"/n{member_id}/snap")
+
+
 def log_directory(member_id: MemberId) -> Path:
     """Return where a member's log is on its own disk."""
     return Path(f"/n{member_id}/wal")
