@@ -127,6 +127,7 @@ class Up(msgspec.Struct, tag="up", frozen=True, kw_only=True):
     settings: dict[str, dict[str, int | bool | str]] | None = None
     ephemeral: bool = False
     restart: bool | None = None
+    restore: str | None = None
     timeout_ms: int = 30_000
 
 

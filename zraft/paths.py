@@ -63,6 +63,7 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ephemeral: bool
     members: list[MemberRecord]
     settings: dict[str, dict[str, object]]
+    restored_from: str = ""  # the backup from which new members' directories are made
 
     @property
     def cluster_bytes(self) -> bytes:

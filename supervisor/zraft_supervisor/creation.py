@@ -36,7 +36,8 @@ from zraft.paths import (
     MemberRecord,
     socket_dir,
 )
-from zraft.storage.directory import NamedMember, create_member, new_id
+from zraft.storage.backups import open_backup, seed_member
+from zraft.storage.directory import Member, NamedMember, create_member, new_id
 from zraft.storage.files import OS_FILES, replace_file
 from zraft_supervisor.layout import Place, disk_errors, make_socket_dir
 
@@ -64,6 +65,7 @@ def new_cluster(place: Place, up: Up, environ: Mapping[str, str]) -> ClusterFile
         ephemeral=up.ephemeral,
         members=[MemberRecord(f"n{number}", _random_id()) for number in range(1, nodes + 1)],
         settings=checked_settings(up.settings or {}),
+        restored_from=up.restore or "",
     )
 
 
@@ -83,7 +85,15 @@ def make_members(place: Place, cluster: ClusterFile, on_step: Callable[[str], No
     Raises:
         StorageError: the disk refused (exit 74).
         ForeignDataError: a directory is in the way (exit 65).
+        CorruptLogError: the backup that the cluster begins with is damaged (exit 65).
     """
+    fresh = any(member.new for member in cluster.members)
+    backup = open_backup(Path(cluster.restored_from)) if fresh and cluster.restored_from else None
+
+    def seed(member: Member, directory: Path) -> None:
+        assert backup is not None
+        seed_member(directory, member.identity, member.configuration, backup)
+
     base = [NamedMember(name, cluster.member_id(name)) for name in cluster.names]
     for member in cluster.members:
         if member.new:
@@ -94,12 +104,13 @@ def make_members(place: Place, cluster: ClusterFile, on_step: Callable[[str], No
                 cluster=cluster.name,
                 cluster_id=int(cluster.cluster_id, 16),
                 members=base,
+                seed=None if backup is None else seed,
             )
             on_step(f"directory of {member.name} made")
-    if not any(member.new for member in cluster.members):
+    if not fresh:
         return cluster
     known = [msgspec.structs.replace(member, new=False) for member in cluster.members]
-    cluster = msgspec.structs.replace(cluster, members=known)
+    cluster = msgspec.structs.replace(cluster, members=known, restored_from="")
     write_cluster_file(place.directory, cluster)
     on_step("members recorded as known")
     return cluster

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,22 @@ def test_a_log_that_is_being_written_is_seen_as_of_one_moment(zraft: Shell) -> N
     finally:
         writer.kill()
         writer.wait()
+
+
+def test_a_backup_of_a_running_cluster_is_its_state_at_one_index(
+    zraft: Shell, tmp_path: Path
+) -> None:
+    """All that was acknowledged before is in it, and its digest is the nodes' own at that index."""
+    zraft.run("kv", "put", "last", "words")
+    path = tmp_path / "b.zbak"
+    saved = zraft.json("backup", "save", str(path))
+    verified = zraft.json("backup", "verify", str(path))
+    assert {key: saved[key] for key in verified if key != "schema"} == {
+        key: value for key, value in verified.items() if key != "schema"
+    }
+    zraft.run("cluster", "wait", "--for", "converged")
+    rows = zraft.json("cluster", "status")["nodes"]
+    assert {(row["applied"], row["state_hash"]) for row in rows} == {
+        (saved["index"], saved["digest"])
+    }
+    assert zraft.error("backup", "save", str(path), expect=74)["message"].endswith("exists")

@@ -28,7 +28,7 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   node     list start stop kill restart pause      logs     tail wait
            resume campaign step-down inspect       config   init validate show
   fault    partition isolate drop delay list heal  check    run file      sim    run replay
-  snapshot take list show                          doctor   version   completion
+  snapshot take list show  backup  save verify  doctor  version  completion
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
@@ -41,6 +41,7 @@ NOUNS = (
     "check",
     "sim",
     "snapshot",
+    "backup",
     "config",
     "completion",
 )
@@ -54,7 +55,6 @@ LATER_NOUNS = (
     "lab",
     "top",
     "dashboard",
-    "backup",
     "trace",
     "explain",
     "metrics",

@@ -84,6 +84,15 @@ def check_same(up: Up, cluster: ClusterFile) -> None:
             why="the transport is fixed when a cluster is made",
             try_=f"zraft cluster up -C NAME --transport {up.transport}",
         )
+    if up.restore is not None and up.restore != cluster.restored_from:
+        raise ControlError(
+            f'cluster "{name}" exists',
+            why="a backup becomes a new cluster; the state of one that exists is never replaced",
+            try_=(
+                f"zraft backup restore {up.restore} -C NAME    makes another one beside it",
+                f"zraft cluster down -C {name} --purge    deletes this one and its data",
+            ),
+        )
     if up.ephemeral and not cluster.ephemeral:
         raise ControlError(
             f'cluster "{name}" keeps its data',

@@ -53,6 +53,7 @@ class UpSpec(msgspec.Struct, frozen=True, kw_only=True):
     ephemeral: bool = False  # a temporary directory, removed at `down`
     foreground: bool = False  # the nodes end with this process
     restart: bool | None = None  # False: --no-restart; None: the key supervisor.restart
+    restore: str | None = None  # the path of a backup: a new cluster begins with its state
     timeout_ms: int = DEFAULT_TIMEOUT_MS
 
 
@@ -181,6 +182,7 @@ class ComingUp:
             settings=spec.settings,
             ephemeral=spec.ephemeral,
             restart=spec.restart,
+            restore=spec.restore,
             timeout_ms=spec.timeout_ms,
         )
         if spec.nodes is not None:

@@ -22,7 +22,7 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,9 +131,12 @@ def create_member(
     cluster: str,
     cluster_id: int,
     members: Sequence[NamedMember],
+    seed: Callable[[Member, Path], None] | None = None,
     files: Files = OS_FILES,
 ) -> Member:
     """Make the directory `parent/name` with an empty log; durable when this returns.
+
+    `seed(member, path)` puts a state into it, at `path`, before it has its name.
 
     Repeatable: what an interrupted call left is removed, and a directory that is already this
     member's is left as it is. Only for a member that was never started.
@@ -155,6 +158,8 @@ def create_member(
         files.mkdir(temporary)
         write_new_file(files, temporary / MEMBER_FILE, _encode(member))
         Wal.create(temporary / WAL_DIRECTORY, member.identity, member.configuration, files=files)
+        if seed is not None:
+            seed(member, temporary)
         sync_directory(files, temporary)
         files.rename(temporary, member.directory)  # also over an empty directory
         sync_directory(files, parent)

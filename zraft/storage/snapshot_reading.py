@@ -52,13 +52,19 @@ def read_snapshot_meta(
     path: Path, identity: Identity | None = None, *, files: Files = OS_FILES
 ) -> SnapshotMeta:
     """Return what a snapshot says of itself, by its first and last record; raises likewise."""
+    header = read_header(path, files=files)
+    _check_header(path, header, identity)
+    return header.meta
+
+
+def read_header(path: Path, *, files: Files = OS_FILES) -> Header:
+    """Return the first record, size and CRC included, whatever the file's name and cluster."""
     with _opened(path, files) as fd, _blaming(path):
         size_bytes = files.size(fd)
         header = decode_start(read_exactly(files, fd, MAX_START_BYTES, 0))
         offset = max(0, size_bytes - END_BYTES)
         crc = decode_end(read_exactly(files, fd, END_BYTES, offset), size_bytes)
-    _check_header(path, header, identity)
-    return header.meta._replace(size_bytes=size_bytes, crc=crc)
+    return header._replace(meta=header.meta._replace(size_bytes=size_bytes, crc=crc))
 
 
 def read_chunks(path: Path, meta: SnapshotMeta, *, files: Files = OS_FILES) -> Iterator[Chunk]:
