@@ -78,7 +78,8 @@ class Reply(NamedTuple):
     when there is none; `leader` is a member id to ask instead, 0 when none is known. `body` is the
     state machine's result, or UTF-8 text that says why not. `delay_ms`: with BUSY, when to try
     again. `staleness_ms`, of a stale read: how long ago what was read was the newest. With a bound
-    that is proven; without one, an estimate: since this node last heard a leader.
+    that is proven, as of the moment the request came in; without one it is an estimate: since this
+    node last heard a leader.
     """
 
     request_id: int

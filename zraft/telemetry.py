@@ -41,7 +41,7 @@ BUFFER_LINES = 64
 BUFFER_MS = 100
 TRACE_WINDOW_NS = 1_000_000_000
 MEMBER_FIELDS = frozenset(
-    {"peer", "leader", "votes", "heard", "voters", "outgoing", "learners", "joining"}
+    {"peer", "leader", "target", "votes", "heard", "voters", "outgoing", "learners", "joining"}
 )
 """Fields of the core's facts that hold member ids; people read labels."""
 

@@ -31,6 +31,10 @@ DIRECTED = {
     "acknowledge-own-last-index": "stale_leader.txt",
     "quorum-off-by-one": "split_vote.txt",
     "stale-read-without-quorum": "read_index.txt",
+    "read-ids-reused": "follower_reads.txt",
+    "lease-from-answers": "leases.txt",
+    "lease-survives-transfer": "leases.txt",
+    "transfer-before-caught-up": "transfer.txt",
     "duplicate-reply-counted-twice": "doubled_vote.txt",
 }
 """The file of the interaction language that finds each bug without any luck."""
@@ -41,6 +45,10 @@ FOUND_BY = {
     "acknowledge-own-last-index": 4,
     "stale-read-without-quorum": 5,
     "duplicate-reply-counted-twice": 14,
+    "read-ids-reused": 1,
+    "lease-from-answers": 5,
+    "lease-survives-transfer": 5,
+    "transfer-before-caught-up": 5,
 }
 """Where the search begins, 0 where nothing stands: a seed that found the bug once.
 

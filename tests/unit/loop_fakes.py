@@ -169,10 +169,10 @@ class Server:
         """As the world says."""
         return self.world.deadline_ms
 
-    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
+    def on_stall(self, late_ms: int, *, now_ms: int, grace: bool) -> None:
         """Note it."""
         self.world.stalls.append(late_ms)
-        self.world.note("stall", now_ms)
+        self.world.note("stall" if grace else "stall without grace", now_ms)
 
     def on_message(self, message: Message, *, now_ms: int) -> None:
         """Note it."""

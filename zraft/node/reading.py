@@ -80,12 +80,11 @@ class Reading:
 
     def _begin(self, tickets: list[Ticket], now_ms: int) -> None:
         """Answer by the lease what may be; ask for the index once for all others."""
-        lease_index = self._raft.lease_read(now_ms=now_ms)
+        trusting = [t for t in tickets if t.request.consistency != Consistency.LINEARIZABLE]
+        lease_index = self._raft.lease_read(now_ms=now_ms) if trusting else None
         if lease_index is not None:
-            under_lease = [t for t in tickets if t.request.consistency != Consistency.LINEARIZABLE]
-            if under_lease:
-                self._confirmed.append(Asked(now_ms, under_lease, lease_index))
-                tickets = [t for t in tickets if t.request.consistency == Consistency.LINEARIZABLE]
+            self._confirmed.append(Asked(now_ms, trusting, lease_index))
+            tickets = [t for t in tickets if t.request.consistency == Consistency.LINEARIZABLE]
         if tickets:
             read_id = self._raft.read(now_ms=now_ms)
             assert read_id is not None, "without a leader requests are parked"
@@ -133,16 +132,20 @@ class Reading:
         proven_ms = self._proven_ms
         return not bound_ms or (proven_ms is not None and now_ms - proven_ms <= bound_ms)
 
-    def age_ms(self, request: Request, now_ms: int) -> int:
-        """Return how old a stale read is said to be that is answered now, 0 for other reads."""
+    def age_ms(self, ticket: Ticket, now_ms: int) -> int:
+        """Return how old a stale read is said to be that is answered now, 0 for other reads.
+
+        With a bound: how old it was when the request came in, so one that had to ask is 0 ms old.
+        """
+        request = ticket.request
         if request.consistency != Consistency.STALE:
             return 0
-        return self.staleness_ms(now_ms, proven=bool(request.max_staleness_ms))
+        if request.max_staleness_ms:
+            return _since(self._proven_ms, ticket.taken_ms)
+        return self.staleness_ms(now_ms)
 
-    def staleness_ms(self, now_ms: int, *, proven: bool = False) -> int:
-        """Return the estimate, or what is proven; STALENESS_UNKNOWN_MS without any."""
-        if proven:
-            return _since(self._proven_ms, now_ms)
+    def staleness_ms(self, now_ms: int) -> int:
+        """Return the estimate; STALENESS_UNKNOWN_MS if no leader was ever heard."""
         leadership = self._raft.state.leadership
         if leadership is not None and self._raft.can_serve_reads:
             self._heard_ms = max(self._quorum_heard_ms(leadership, now_ms), self._heard_ms or 0)

@@ -141,9 +141,9 @@ class Server:
         """Take the news that a peer's process is gone."""
         self.raft.on_peer_down(peer, incarnation, now_ms=now_ms)
 
-    def on_stall(self, late_ms: int, *, now_ms: int) -> None:
+    def on_stall(self, late_ms: int, *, now_ms: int, grace: bool = True) -> None:
         """Take the news that this process did not run for a while."""
-        self.raft.on_stall(late_ms, now_ms=now_ms)
+        self.raft.on_stall(late_ms, now_ms=now_ms, grace=grace)
 
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
         """Do what is due; see `Raft.on_timer`."""
@@ -451,7 +451,7 @@ class Server:
     def _query(self, ticket: Ticket, now_ms: int) -> None:
         """Ask the state machine as it is now, and reply; of a stale read, say how old that is."""
         code, answer = self.replica.query(ticket.request.body)
-        age_ms = self.reading.age_ms(ticket.request, now_ms)
+        age_ms = self.reading.age_ms(ticket, now_ms)
         self._answer(ticket, code, answer, self.replica.applied.index, staleness_ms=age_ms)
 
     # How a request ends

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
-from zraft.core import election, quorum, reads, replication, state
+from zraft.core import election, leases, quorum, reads, replication, state, transfer
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -20,9 +21,10 @@ from zraft.core.messages import (
     Message,
     ReadIndexResponse,
     RequestVoteResponse,
+    TimeoutNow,
 )
 from zraft.core.model import NOBODY, HardState, MemberId, Recovered, Role
-from zraft.core.notices import EntriesAppended, EntriesTruncated
+from zraft.core.notices import EntriesAppended, EntriesTruncated, TransferSent
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState
 from zraft.core.state import Leadership, RaftState
@@ -49,6 +51,9 @@ class Bug(NamedTuple):
 _init = Raft.__init__
 _say = RaftState.say
 _on_request_vote_response = election.on_request_vote_response
+_next_read_id = reads._next_id
+_lease_until_ms = leases.lease_until_ms
+_maybe_hand_over = transfer.maybe_hand_over
 
 
 def _forget_vote(self: Raft, me: MemberId, recovered: Recovered, **rest: Any) -> None:
@@ -157,6 +162,47 @@ def _confirm_alone(st: RaftState, leadership: Leadership) -> None:
     leadership.pending_reads = waiting
 
 
+def _reuse_read_ids(st: RaftState) -> int:
+    if st.leadership is not None:
+        return _next_read_id(st)
+    used = {asked.read_id for asked in st.asked_reads}
+    return next(number for number in count(1) if number not in used)
+
+
+# Leases and transfers
+
+
+def _lease_from_answers(st: RaftState) -> int:
+    """Count from when the answers came, not from when the round that they answer left."""
+    leadership = st.leadership
+    if leadership is None or not st.settings.lease or leadership.sent_timeout_now:
+        return 0
+    heard = {peer: progress.last_contact_ms for peer, progress in leadership.progress.items()}
+    heard[st.me] = st.now_ms
+    length_ms = st.settings.election_min_ms * (100 - st.settings.lease_drift_percent) // 100
+    return quorum.reached_by_quorum(heard, st.configuration) + length_ms
+
+
+def _lease_after_timeout_now(st: RaftState) -> int:
+    leadership = st.leadership
+    if leadership is None:
+        return 0
+    sent, leadership.sent_timeout_now = leadership.sent_timeout_now, False
+    until_ms = _lease_until_ms(st)
+    leadership.sent_timeout_now = sent
+    return until_ms
+
+
+def _hand_over_early(st: RaftState, leadership: Leadership) -> None:
+    under_way = leadership.transfer
+    if under_way is not None and under_way.resend_ms is None:
+        leadership.sent_timeout_now = True
+        under_way.resend_ms = st.now_ms + st.settings.heartbeat_ms
+        st.notices.append(TransferSent(under_way.target, st.now_ms - under_way.started_ms))
+        st.say(TimeoutNow(st.me, under_way.target, st.term))
+    _maybe_hand_over(st, leadership)
+
+
 ZOO = {
     "double-vote-after-restart": Bug(
         "a node forgets after a restart for whom it voted in the term",
@@ -206,6 +252,26 @@ ZOO = {
         "a leader answers reads without asking whether it still leads",
         "etcd #20418, Xraft",
         (Patch(reads, "maybe_confirm", _confirm_alone),),
+    ),
+    "read-ids-reused": Bug(
+        "a follower asks for an index under the number of an earlier question",
+        "etcd #20418, #21399",
+        (Patch(reads, "_next_id", _reuse_read_ids),),
+    ),
+    "lease-from-answers": Bug(
+        "a lease counts from when the answers arrived",
+        "etcd-io/raft #166, sofa-jraft #25",
+        (Patch(leases, "lease_until_ms", _lease_from_answers),),
+    ),
+    "lease-survives-transfer": Bug(
+        "a leader keeps its lease after it told another node to stand",
+        "openraft #1747, etcd-io/raft #99",
+        (Patch(leases, "lease_until_ms", _lease_after_timeout_now),),
+    ),
+    "transfer-before-caught-up": Bug(
+        "TimeoutNow leaves before the target holds the whole log",
+        "thesis §3.10 read without its second step",
+        (Patch(transfer, "maybe_hand_over", _hand_over_early),),
     ),
     "duplicate-reply-counted-twice": Bug(
         "a vote that arrives twice counts twice",

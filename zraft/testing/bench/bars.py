@@ -3,6 +3,8 @@
     1  a stopped cluster of five has a leader again less than 3 s after `cluster up` was typed
     3  twenty times `node kill leader --wait`: median below 150 ms from the kill to the next
        accepted write, none above 1 s
+    4  twenty times the leader is stopped politely while a client writes: median at most 100 ms
+       without an acknowledgement, none above 1 s, and no write failed
     9  at least 0.25 of the bare loop's durable writes per second at 64 outstanding, three nodes
    10  the simulator handles at least 15,000 events a second of one core, all invariants on
 
@@ -24,9 +26,11 @@ from typing import Any, Literal
 import msgspec
 
 from zraft import clock
+from zraft.client.sync import Client
 from zraft.errors import SupervisorError
 from zraft.testing.bench import cpu, put
 from zraft.testing.bench.command import EXIT_CHECK_FAILED, numbers, tell, write
+from zraft.testing.bench.handover import TIMEOUT_S, measure_hand_over
 from zraft.testing.bench.latency import median
 from zraft.testing.bench.machine import NOT_JUDGED_MS, Machine, MachineFigures
 from zraft.testing.bench.place import NAME, Host, Place, describe_host, open_cluster, open_place
@@ -38,13 +42,16 @@ UP_BAR_MS = 3_000.0
 KILL_ROUNDS = 20
 KILL_MEDIAN_BAR_MS = 150.0
 KILL_WORST_BAR_MS = 1_000.0
+HANDOVER_ROUNDS = 20
+HANDOVER_MEDIAN_BAR_MS = 100.0
+HANDOVER_WORST_BAR_MS = 1_000.0
 PUT_NODES = 3
 PUT_OUTSTANDING = 64
 PUT_ROUNDS = 5
 PUT_BAR = 0.25
 SIM_ROUNDS = 5
 SIM_EVENTS_BAR = 15_000.0
-BARS = (1, 3, 9, 10)
+BARS = (1, 3, 4, 9, 10)
 STEP_MS = 60_000
 
 Verdict = Literal["held", "missed", "not judged"]
@@ -80,14 +87,17 @@ def verdict(held: bool, wakeup_delay_ms: float) -> Verdict:
     return "held" if held else "missed"
 
 
+def _program() -> str:
+    return str(Path(sys.executable).with_name("zraft"))
+
+
 def type_command(place: Place, words: Sequence[str]) -> dict[str, Any]:
     """Run `zraft …` as a user does, in a process of its own, and return its document.
 
     Raises:
         SupervisorError: it failed, or took too long.
     """
-    program = str(Path(sys.executable).with_name("zraft"))
-    command = [program, *words, "-C", NAME, "--json"]
+    command = [_program(), *words, "-C", NAME, "--json"]
     try:
         done = subprocess.run(
             command,
@@ -153,6 +163,39 @@ def measure_kill(place: Place, machine: Machine) -> Bar:
     return _bar(3, promise, "ms", rounds, held, delay_ms)
 
 
+def measure_hand_over_bar(place: Place, machine: Machine) -> Bar:
+    """Bar 4: what a client that writes sees of a leader that stops; it is back before the next."""
+    rounds: list[float] = []
+    failed = 0
+    environ = place.environ()
+    with open_cluster(place, NODES) as cluster:
+        machine.take_delay_ms()
+        for number in range(1, HANDOVER_ROUNDS + 1):
+            machine.sample()
+            old = cluster.wait_for(["converged", f"up={NODES}"], timeout_ms=STEP_MS).leader
+            command = [_program(), "node", "stop", old or "leader", "-C", NAME, "--json"]
+            with Client(cluster.name, environ=environ, timeout_s=TIMEOUT_S) as client:
+                found = measure_hand_over(client, command, environ)
+            rounds.append(found.unavailable_ms)
+            failed += len(found.failures)
+            tell(
+                f"stop {number} of {HANDOVER_ROUNDS}: {old}, unavailable "
+                f"{found.unavailable_ms:.0f} ms (usual {found.usual_ms:.0f} ms), "
+                f"{found.writes:,} writes, {len(found.failures)} failed"
+            )
+            for text in found.failures[:3]:
+                tell(f"  {text}")
+            for result in cluster.act("start", [old or "leader"]):
+                assert result.failure is None, result.failure
+        delay_ms = machine.take_delay_ms()
+    in_time = median(rounds) <= HANDOVER_MEDIAN_BAR_MS and max(rounds) <= HANDOVER_WORST_BAR_MS
+    promise = (
+        f"{HANDOVER_ROUNDS} × a leader stops under load: median ≤ 100 ms, none > 1 s, 0 failed"
+    )
+    bar = _bar(4, promise, "ms", rounds, in_time, delay_ms)
+    return bar if not failed else msgspec.structs.replace(bar, verdict="missed")
+
+
 def measure_put(place: Place, machine: Machine) -> Bar:
     """Bar 9: the ratio to the bare loop, pair by pair."""
     spec = put.Spec(nodes=[PUT_NODES], outstanding=[PUT_OUTSTANDING], rounds=PUT_ROUNDS)
@@ -211,6 +254,7 @@ def _bar(
 MEASURES: dict[int, Callable[[Place, Machine], Bar]] = {
     1: measure_up,
     3: measure_kill,
+    4: measure_hand_over_bar,
     9: measure_put,
     10: measure_sim,
 }
@@ -221,7 +265,7 @@ MEASURES: dict[int, Callable[[Place, Machine], Bar]] = {
 
 def parser(words: argparse.ArgumentParser) -> None:
     """Add the words of `bars`."""
-    words.add_argument("--only", type=numbers, default=list(BARS), help="which bars (1,3,9,10)")
+    words.add_argument("--only", type=numbers, default=list(BARS), help="which bars (1,3,4,9,10)")
     words.add_argument("--dir", help="where the data goes: a disk (default $TMPDIR, else build/)")
     words.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -230,7 +274,7 @@ def main(options: argparse.Namespace) -> int:
     """Measure, judge and print; 8 when a bar was missed."""
     unknown = [number for number in options.only if number not in MEASURES]
     if unknown:
-        tell(f"error[usage]: there is no bar {unknown[0]}\n  try: --only 1,3,9 or 10")
+        tell(f"error[usage]: there is no bar {unknown[0]}\n  try: --only 1,3,4,9 or 10")
         return 2
     with open_place(options.dir) as place, Machine(place.sockets, place.data) as machine:
         bars = [MEASURES[number](place, machine) for number in options.only]

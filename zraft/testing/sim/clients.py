@@ -90,7 +90,9 @@ class SimClient:
         elif kind == "delete":
             body = encode_delete(key)
         else:
-            body, consistency = encode_get(key), Consistency.LINEARIZABLE
+            body, consistency = encode_get(key), self._level()
+        is_bounded = consistency == Consistency.STALE and draws.chance(plan.bounded)
+        bound_ms = plan.bound_ms if is_bounded else 0
         now_us = world.agenda.now_us
         operation = Operation(
             f"p{process}.{self._lives[process]}",
@@ -101,16 +103,30 @@ class SimClient:
             body,
             now_us,
             world.invariants.committed_index,
+            consistency=consistency,
+            bound_ms=bound_ms,
         )
         world.history.invoke(operation)
         now_ms = now_us // 1000
         target = f"n{draws.pick(world.ids)}" if draws.chance(plan.scatter) else None
         request_id = self._core.submit(
-            body, consistency, timeout_ms=plan.timeout_ms, now_ms=now_ms, target=target
+            body,
+            consistency,
+            timeout_ms=plan.timeout_ms,
+            now_ms=now_ms,
+            target=target,
+            max_staleness_ms=bound_ms,
         )
         self._open[request_id] = (process, operation)
         world.trace.state(now_us, self._number, request_id, operation.floor)
         self._pump()
+
+    def _level(self) -> Consistency:
+        """Return what a read may see."""
+        draws, plan = self._draws, self._world.plan
+        if draws.chance(plan.stale_reads):
+            return Consistency.STALE
+        return Consistency.LEASE if draws.chance(plan.lease_reads) else Consistency.LINEARIZABLE
 
     def _finish(self, finished: Finished) -> None:
         process, operation = self._open.pop(finished.request_id)
@@ -121,7 +137,7 @@ class SimClient:
             operation.output = self._output(operation, outcome.body)
             operation.term = outcome.term
             world.trace.state(operation.return_us, self._number, outcome.index)
-            world.history.on_ok(operation, outcome.index)
+            world.history.on_ok(operation, outcome)
         elif isinstance(outcome, OutcomeUnknown):
             self._lives[process] += 1
             world.history.on_unknown(operation)

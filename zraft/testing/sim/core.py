@@ -30,3 +30,10 @@ class WatchedRaft(Raft):
         if read_id is not None:
             self.node.world.invariants.on_read_asked(self.node, read_id)
         return read_id
+
+    def lease_read(self, *, now_ms: int) -> int | None:
+        """Return what `Raft.lease_read` returns."""
+        index = super().lease_read(now_ms=now_ms)
+        if index is not None:
+            self.node.world.reads.on_lease_read(self.node, index)
+        return index

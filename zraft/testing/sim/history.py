@@ -15,6 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zraft.api import Consistency, Reply
 from zraft.core.model import EntryType
 from zraft.machine.kv_codec import Cas, Delete, Put, decode_command
 from zraft.testing.sim.trace import Violation
@@ -41,6 +42,8 @@ class Operation:
     output: object = None
     index: int = 0
     term: int = 0
+    consistency: int = Consistency.WRITE
+    bound_ms: int = 0  # of a stale read
     committed_at: int = 0  # where a write with a value of its own was found in the log
 
 
@@ -110,20 +113,22 @@ class History:
         if operation.kind in {"put", "cas"}:
             self._by_body[operation.body] = operation
 
-    def on_ok(self, operation: Operation, index: int) -> None:
+    def on_ok(self, operation: Operation, reply: Reply) -> None:
         """An operation was answered; check it against the log.
 
         Raises:
             Violation: it is not in the log, at another place, out of its time, or has another
                 result.
         """
+        index = reply.index
         operation.status, operation.index = "ok", index
         kind, value = operation.kind, operation.value
         if index >= len(self._results):
             raise Violation(f"{kind} was answered at index {index}, which is not committed")
         if kind == "get":
-            if index < operation.floor:
-                raise Violation(f"a stale read: at {index}, {operation.floor} was committed before")
+            floor = self._world.reads.floor_of(operation, reply)
+            if index < floor:
+                raise Violation(f"a stale read: at {index}, {floor} was committed before")
             expected = self.value_at(operation.key, index)
             if operation.output != expected:
                 raise Violation(
@@ -141,6 +146,8 @@ class History:
     def on_fail(self, operation: Operation) -> None:
         """An operation certainly was not done, and will not be."""
         operation.status = "fail"
+        if operation.bound_ms:
+            self._world.marks.reach("stale_read_refused")
         if operation.committed_at:
             raise Violation(f"{operation.kind} {operation.value!r} failed, and is in the log")
 

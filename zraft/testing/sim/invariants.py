@@ -182,6 +182,7 @@ class Invariants:
             self._committed_in.append(state.term)
             world.history.on_committed(index, decode_entry(payload))
         view.commit = state.commit_index
+        world.reads.on_committed(len(canon))
 
     def _check_durable(self, index: int, term: int) -> None:
         holders = [

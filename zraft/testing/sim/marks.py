@@ -42,7 +42,15 @@ REQUIRED = {
     "read_retried": "reads of a lost leadership went on to the next one",
     "apply_slice": "a turn ended before all that was committed was applied",
     "busy_inbox": "a turn ended with messages still to be read",
-    "stopped_in_order": "a leader gave up its leadership and stopped",
+    "stopped_in_order": "a leader that could hand over to nobody gave up and stopped",
+    "transfer_done": "leadership was handed over",
+    "transfer_given_up": "a hand-over was given up, or the leadership was lost meanwhile",
+    "write_waited_for_transfer": "a write came in during a hand-over, and waited",
+    "lease_read": "a leader answered a read under its lease",
+    "lease_dropped": "a leader stood still and gave up its lease",
+    "follower_read": "a node that did not lead answered a linearizable read",
+    "stale_read_by_proof": "a bounded stale read was answered by an earlier proof",
+    "stale_read_refused": "a bounded stale read was refused: nothing could be proven",
 }
 
 

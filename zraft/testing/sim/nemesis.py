@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from zraft.core.model import MemberId, Role
+from zraft.core.model import NOBODY, MemberId, Role
 from zraft.testing.sim.network import Link
 from zraft.testing.sim.node import SimNode
 
@@ -46,6 +46,7 @@ class Nemesis:
             "step-down": self._step_down,
             "disk-error": self._disk_error,
             "stop": self._stop,
+            "transfer": self._transfer,
         }
 
     def start(self) -> None:
@@ -239,8 +240,8 @@ class Nemesis:
 
     def _clock_jump(self) -> bool:
         node = self._victim()
-        if node is None:
-            return False
+        if node is None or self._plan.settings.lease:
+            return False  # leases trust clocks: a jump would break what they rest on
         ahead_us = self._length_us()
         node.clock.jump(ahead_us)
         node.overshoot_us += ahead_us
@@ -282,6 +283,20 @@ class Nemesis:
         server.step_down(now_ms=leader.clock.local_ms(self._world.agenda.now_us))
         leader.maybe_turn()
         return True
+
+    def _transfer(self) -> bool:
+        """An operator has the leader hand over, to somebody or to whom it likes."""
+        leader = self._world.leader()
+        if leader is None or not _idle(leader):
+            return False
+        server = leader.server
+        assert server is not None
+        target = self._draws.pick((NOBODY, *self._world.ids))
+        self._note(f"transfer {leader.member_id} to={target}")
+        now_ms = leader.clock.local_ms(self._world.agenda.now_us)
+        begun = server.transfer(target, now_ms=now_ms) is None
+        leader.maybe_turn()
+        return begun
 
 
 def _idle(node: SimNode) -> bool:

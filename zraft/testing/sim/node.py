@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 MIN_STALL_MS = 20
 PREPARE_BYTES = 8192
+HAND_OVER_PATIENCE_US = 1_000_000
 STOP_PATIENCE_US = 500_000
 INBOX_LIMIT = 4096
 MAX_STEP_US = 10_000_000
@@ -98,6 +99,7 @@ class SimNode:
         self.was_paused = self.was_stalled = False
         self.wake_us = -1
         self.stop_us: int | None = None
+        self._hands_over = False
         self._more = False
         self._clock_reads = 0
         self._to_prepare = self.world.plan.prepares
@@ -337,6 +339,7 @@ class SimNode:
         elif more or self.inbox:
             agenda.at(now_us + 20, self._on_more, self.incarnation)
         world.invariants.on_turn(self)
+        world.reads.on_turn(self)
         if self.stop_us is not None and self._has_stopped(server):
             return
         self._schedule_wake(server.next_deadline_ms())
@@ -349,8 +352,7 @@ class SimNode:
         if late_ms > max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2):
             if late_ms > plan.settings.election_min_ms:
                 self.was_stalled = True
-            if plan.stall_grace:
-                server.on_stall(late_ms, now_ms=now_ms)
+            server.on_stall(late_ms, now_ms=now_ms, grace=plan.stall_grace)
         if self.inbox:
             self._read_inbox(server, now_ms)
         if self.dead:
@@ -400,19 +402,33 @@ class SimNode:
     # Stopping in order
 
     def stop(self) -> None:
-        """Ask the process to stop in order."""
+        """Ask the process to stop in order: hand over, refuse what is new, wait for what is not."""
         if self.server is None or self.stop_us is not None:
             return
         now_us = self.world.agenda.now_us
-        self.stop_us = now_us + STOP_PATIENCE_US
         self.world.trace.step(now_us, f"stop {self.member_id}")
-        self.server.prepare_stop(now_ms=self.clock.local_ms(now_us))
-        self.world.agenda.at(self.stop_us, self._on_more, self.incarnation)
+        refusal = self.server.transfer(now_ms=self.clock.local_ms(now_us))
+        self._hands_over = refusal is None
+        if not self._hands_over:
+            self.server.prepare_stop(now_ms=self.clock.local_ms(now_us))
+        self._wait_to_stop(HAND_OVER_PATIENCE_US if self._hands_over else STOP_PATIENCE_US)
         self.maybe_turn()
+
+    def _wait_to_stop(self, patience_us: int) -> None:
+        self.stop_us = self.world.agenda.now_us + patience_us
+        self.world.agenda.at(self.stop_us, self._on_more, self.incarnation)
 
     def _has_stopped(self, server: Server) -> bool:
         agenda = self.world.agenda
-        if not server.drained and (self.stop_us or 0) > agenda.now_us:
+        patient = (self.stop_us or 0) > agenda.now_us
+        if self._hands_over:
+            if server.handing_over and patient:
+                return False
+            self._hands_over = False
+            server.prepare_stop(now_ms=self.clock.local_ms(agenda.now_us))
+            self._wait_to_stop(STOP_PATIENCE_US)
+            patient = True
+        if not server.drained and patient:
             return False
         led = self.raft.role is Role.LEADER
         try:
@@ -437,6 +453,7 @@ class SimNode:
         if self.fuse and not self._fuse_at_sync:
             self._burn()
         self.world.invariants.on_send(self, messages)
+        self.world.reads.on_send(self, messages)
         self.world.network.send(self, messages, self.local_us)
 
     def receive(self, limit: int) -> list[Message]:
@@ -482,6 +499,7 @@ class SimNode:
 
     def _on_notice(self, notice: Notice) -> None:
         self.world.invariants.on_notice(self, notice)
+        self.world.reads.on_notice(notice)
 
     def _clock_ns(self) -> int:
         self._clock_reads += 1

@@ -7,7 +7,7 @@ too: small windows, batches and segments make rare paths common.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zraft.core.model import Settings
 from zraft.node.ports import Limits
@@ -32,6 +32,7 @@ FAULTS = (
     "step-down",
     "disk-error",
     "stop",
+    "transfer",
 )
 
 
@@ -82,6 +83,11 @@ class Plan:
     padding_bytes: int  # of values, at most
     heals_all: bool
 
+    lease_reads: float = 0.0  # of the reads; with leases on
+    stale_reads: float = 0.0
+    bounded: float = 0.0  # of the stale ones
+    bound_ms: int = 1
+
 
 def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     """Return what `seed` decides; `nodes` overrides the number of members."""
@@ -93,7 +99,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     drifts = draws.chance(0.5)
     jitter = draws.pick((50, 200, 1000, 4000))
     limit_ms = settings.election_max_ms
-    return Plan(
+    plan = Plan(
         seed=seed,
         nodes=count,
         settings=settings,
@@ -134,6 +140,28 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         keys=draws.between(2, 6),
         padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
+    )
+    return _draw_reads(plan, draws)
+
+
+def _draw_reads(plan: Plan, draws: Draws) -> Plan:
+    """Draw the levels of reads. Leases trust clocks, and, if told so, hints of a death.
+
+    In a world with leases no clock jumps (`Nemesis`), and where hints are wrong or late they end no
+    promise.
+    """
+    lease = draws.chance(0.5) and plan.settings.check_quorum
+    trusts_hints = draws.chance(0.5)
+    kinds = {kind for kind, _ in plan.faults}
+    hints_prove = trusts_hints and not plan.late_hint and "wrong-hint" not in kinds
+    return replace(
+        plan,
+        settings=plan.settings._replace(lease=lease, hint_ends_promise=hints_prove),
+        limits=plan.limits._replace(lease_reads=lease),
+        lease_reads=draws.pick((0.3, 0.7)) if lease else 0.0,
+        stale_reads=draws.pick((0.0, 0.1, 0.3)),
+        bounded=draws.pick((0.3, 0.8)),
+        bound_ms=draws.pick((20, 100, 500)),
     )
 
 

@@ -19,6 +19,7 @@ from zraft.testing.sim.marks import Marks
 from zraft.testing.sim.network import Network
 from zraft.testing.sim.node import SimNode
 from zraft.testing.sim.plan import Plan
+from zraft.testing.sim.reads import ReadChecks
 from zraft.testing.sim.trace import Trace
 
 CLIENT_LATENCY_US = 200
@@ -39,6 +40,7 @@ class World:
         self.nodes: dict[MemberId, SimNode] = {}
         self.nodes = {member_id: SimNode(self, member_id) for member_id in self.ids}
         self.network = Network(self)
+        self.reads = ReadChecks(self)
         self.clients = [SimClient(self, number) for number in range(1, plan.clients + 1)]
         self.restarts = True  # whoever dies is started again
         self.deaths = 0
