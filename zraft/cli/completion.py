@@ -45,10 +45,12 @@ complete -o default -F _zraft zraft
 ZSH = r"""
 #compdef zraft
 _zraft() {
-    local line
+    local line text
     local -a found
     while IFS= read -r line; do
-        found+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}")
+        text=${line%%$'\t'*}
+        text=${text//:/\\:}
+        found+=("$text:${line#*$'\t'}")
     done < <(zraft completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)
     if (( ${#found} )); then
         _describe zraft found
@@ -64,9 +66,14 @@ function __zraft_words
     set -l given (commandline -opc)
     set -e given[1]
     set -l token (commandline -ct)
-    zraft completion words -- $given "$token" 2>/dev/null
+    set -l found (zraft completion words -- $given "$token" 2>/dev/null)
+    if test (count $found) -gt 0
+        printf '%s\n' $found
+    else
+        __fish_complete_path "$token"
+    end
 end
-complete -c zraft -a '(__zraft_words)'
+complete -c zraft -f -a '(__zraft_words)'
 """
 
 
