@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import zraft
+from tests.client_fake_nodes import FakeNodes
 from tests.cluster.bare_nodes import BareNodes, bare_nodes
 from zraft.errors import NotFound, OutcomeUnknown, RequestError, Unavailable
 from zraft.machine.kv_codec import Compare, Get, Put, Relation, Target, Txn
@@ -85,6 +89,31 @@ def test_five_hundred_tasks_of_which_many_are_cancelled(nodes: BareNodes) -> Non
             assert await client.kv.get("t/none") is None
 
     asyncio.run(use())
+
+
+def test_answers_that_arrived_before_the_connection_was_lost_count() -> None:
+    """A node answers all and dies: none of it is unknown; the next read is Unavailable."""
+    directory = Path(tempfile.mkdtemp(prefix="zf"))
+    fakes = FakeNodes(directory)
+
+    async def use() -> None:
+        async with zraft.AsyncClient(endpoints=fakes.endpoint(1)) as client:
+            await client.kv.put("x", "1")
+            puts = [client.kv.put(f"k{number}", "v") for number in range(50)]
+            results = await asyncio.gather(*puts)
+            assert [result.revision for result in results] == list(range(3, 53))
+            with pytest.raises(Unavailable):
+                await client.kv.get("x", timeout=0.3)
+
+    try:
+        for _ in range(3):
+            fakes.start(1, "ok,last-words")
+            asyncio.run(use())
+            fakes.kill(1)
+            fakes.output(1).close()
+    finally:
+        fakes.close()
+        shutil.rmtree(directory)
 
 
 class Acknowledged:
