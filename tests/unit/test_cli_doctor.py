@@ -198,3 +198,22 @@ def test_directories_that_can_not_be_compared(
     both = [str(n1), str(other.place.directory / "n1")]
     assert "different clusters" in run(capsys, "doctor", *both, expect=2)
     assert "holds no member's data" in run(capsys, "doctor", str(state.parent / "run"), expect=2)
+
+
+def test_a_new_cluster_is_not_made_of_what_runs_or_needs_none(
+    cluster: DiskCluster, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A majority elects a leader itself; a running survivor's log may grow; nothing is changed."""
+    words = ["--new-cluster", "rescued", "-n", "1"]
+    directory = cluster.place.directory
+    assert "nothing has to be" in run(capsys, "doctor", str(directory), *words, expect=5)
+    held = lock(directory / "n2")
+    told = run(capsys, "doctor", str(directory / "n2"), *words, "--accept-loss", expect=75)
+    os.close(held)
+    assert f"process {os.getpid()} runs" in told
+    assert "may be lost" in run(capsys, "doctor", str(directory / "n2"), *words, expect=5)
+    again = ["--new-cluster", "t", "--accept-loss"]
+    assert "exists" in run(capsys, "doctor", str(directory / "n2"), *again, expect=2)
+    run(capsys, "doctor", *words, expect=2)
+    run(capsys, "doctor", "--accept-loss", expect=2)
+    assert sorted(path.name for path in state.iterdir()) == ["t"]

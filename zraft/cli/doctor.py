@@ -2,7 +2,8 @@
 
 Without arguments it looks at the environment and at every cluster of this user. With directories,
 which may be those of members or of whole clusters, it compares the logs in them and says who holds
-the most, what may be lost and what can not be known. It changes nothing.
+the most, what may be lost and what can not be known. It changes nothing; only `--new-cluster` makes
+something, and that is another cluster (`cli.recovery`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,28 @@ def doctor(
         list[str] | None,
         typer.Argument(metavar="[DIR...]", help="Data of a cluster that lost its quorum."),
     ] = None,
+    new_cluster: Annotated[
+        str | None,
+        typer.Option("--new-cluster", metavar="NAME", help="Make one from the best log in DIR…"),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", "-n", metavar="N", help="Of the new cluster (5).")
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Although acknowledged writes may be lost.")
+    ] = False,
 ) -> int:
     """Check this machine and what was left behind; with DIR…, what is left of a lost cluster.
 
     Exit 8 when something is wrong, or when acknowledged writes may be lost.
     """
+    if new_cluster is not None:
+        from zraft.cli.recovery import recover_cluster
+
+        found = find_survivors([Path(text) for text in directories or ()])
+        return recover_cluster(run, found, new_cluster, nodes=nodes, accept_loss=accept_loss)
+    if nodes is not None or accept_loss:
+        raise ControlError("--nodes and --accept-loss belong to --new-cluster NAME")
     if directories:
         return _examine(run, directories)
     from zraft.client.environment import check_clusters, check_environment

@@ -28,7 +28,7 @@ zraft {__version__}: Raft as real processes. Start a cluster, write to it, kill 
   node     list start stop kill restart pause      logs     tail wait
            resume campaign step-down inspect       config   init validate show
   fault    partition isolate drop delay list heal  check    run file      sim    run replay
-  snapshot take list show  backup  save verify  doctor  version  completion
+  snapshot take list show  backup  save verify restore  doctor  version  completion
 Help for each: zraft cluster up --help. Global flags: -C NAME, --json, -q, --no-color, --timeout 10s
 """
 
@@ -192,7 +192,8 @@ def load_command(name: str) -> Any:
         from zraft.cli.doctor import doctor
 
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        examples = ["zraft doctor", "zraft doctor --json", "zraft doctor /backup/n1 /backup/n2"]
+        examples = ["zraft doctor", "zraft doctor --json", "zraft doctor /old/n1 /old/n2"]
+        examples += ["zraft doctor /old/n1 --new-cluster rescued -n 3 --accept-loss"]
         command(app, DOCTOR, examples=examples, later=("--fix", "--bundle"))(doctor)
         return get_command(app)
     if name not in NOUNS:
