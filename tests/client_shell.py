@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 
-from zraft.api import Code, Consistency, Reply, Request
-from zraft.client.core import (
-    ClientCore,
-    Finished,
-)
+from zraft.api import Code, Consistency, Flag, Reply, Request
+from zraft.client.core import ClientCore
 from zraft.client.nodes import Member
+from zraft.client.pending import Finished, Name
+from zraft.client.sessions import ClientSession
 from zraft.errors import (
     ZraftError,
 )
@@ -35,10 +34,20 @@ class Shell:
         *,
         timeout_ms: int = 5000,
         body: bytes = b"body",
+        flags: Flag = Flag.NONE,
         target: str | None = None,
+        session: ClientSession | None = None,
+        name: Name = (0, 0),
     ) -> int:
         return self.core.submit(
-            body, kind, timeout_ms=timeout_ms, now_ms=self.now_ms, target=target
+            body,
+            kind,
+            flags,
+            timeout_ms=timeout_ms,
+            now_ms=self.now_ms,
+            target=target,
+            session=session,
+            name=name,
         )
 
     def turn(self, later_ms: int = 0) -> list[tuple[int, Request]]:

@@ -13,7 +13,9 @@ from zraft.errors import (
     InvalidCommand,
     NotFound,
     OutcomeUnknown,
+    SessionExpired,
     Unavailable,
+    Withdrawn,
     ZraftError,
 )
 
@@ -34,8 +36,10 @@ __all__ = [
     "KeyValue",
     "NotFound",
     "OutcomeUnknown",
+    "SessionExpired",
     "StateMachine",
     "Unavailable",
+    "Withdrawn",
     "ZraftError",
     "__version__",
 ]

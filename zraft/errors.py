@@ -17,7 +17,9 @@
        ├─ Unavailable        not applied, safe to retry
        ├─ OutcomeUnknown     may be applied; retry only with the same request id
        ├─ Busy               not applied; retry later
-       ├─ Conflict  ├─ NotFound  ├─ SessionExpired  ├─ MembershipRefused  └─ InvalidCommand
+       ├─ SessionExpired     not repeated; what came before nobody knows any more
+       ├─ Withdrawn          not applied, and never will be
+       ├─ Conflict  ├─ NotFound  ├─ MembershipRefused  └─ InvalidCommand
 
 A message says what happened, why, and what to try; the three parts are kept apart so that the
 command line can print them as such. Broken invariants are not here: they are asserts, and they stop
@@ -271,6 +273,13 @@ class SessionExpired(RequestError):
     code = "session_expired"
     exit_code = 7
     maybe_applied = True
+
+
+class Withdrawn(RequestError):
+    """Not applied, and it never will be: somebody asked what became of it, and closed its name."""
+
+    code = "withdrawn"
+    exit_code = 5
 
 
 class MembershipRefused(RequestError):

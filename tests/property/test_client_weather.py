@@ -8,9 +8,7 @@ import pytest
 
 from tests.client_shell import CLUSTER, READ, WRITE, Shell
 from zraft.api import Code, Consistency, Reply, Request
-from zraft.client.core import (
-    Finished,
-)
+from zraft.client.pending import Finished
 from zraft.errors import (
     Busy,
     OutcomeUnknown,

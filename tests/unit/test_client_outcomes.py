@@ -8,10 +8,7 @@ import pytest
 
 from tests.client_shell import CLUSTER, READ, STALE, WRITE, Shell
 from zraft.api import Code, Consistency, Reply
-from zraft.client.core import (
-    format_request_id,
-    parse_request_id,
-)
+from zraft.client.pending import format_request_id, parse_request_id
 from zraft.errors import (
     Busy,
     ControlError,

@@ -9,27 +9,23 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import random
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from zraft.cli.durations import parse_duration_ms
 from zraft.cli.errors import EXIT_OK, CasConflict, usage_error
-from zraft.cli.fault_words import one_line
+from zraft.cli.kv_clients import connected, writing
 from zraft.cli.options import Run, command, noun
-from zraft.cli.output import Cell, Output, plural, printable
-from zraft.errors import ControlError, NotFound, NotRunning, OutcomeUnknown, Unavailable
+from zraft.cli.output import Cell, Output, printable
+from zraft.errors import ControlError, NotFound
 
 if TYPE_CHECKING:
     from zraft.client.kv import ReadConsistency
-    from zraft.client.sync import Client, Info
+    from zraft.client.sync import Info
     from zraft.machine.kv_results import KeyValue
-    from zraft.paths import ClusterFile
 
 app = noun(
     "kv",
@@ -38,7 +34,6 @@ app = noun(
     later=("incr", "watch", "txn", "import", "export", "shell"),
 )
 
-DEFAULT_TIMEOUT_MS = 5_000
 ENCODINGS = ("utf8", "base64", "hex", "raw")
 LEVELS = ("linearizable", "lease", "stale")
 
@@ -46,6 +41,14 @@ Key = Annotated[str, typer.Argument(metavar="KEY")]
 At = Annotated[
     str | None,
     typer.Option("--at", "--from", metavar="NODE", help="Ask this node only (n2, leader)."),
+]
+RequestId = Annotated[
+    str | None,
+    typer.Option(
+        "--request-id",
+        metavar="ID",
+        help="Send again what was sent under this id: it is applied once.",
+    ),
 ]
 Encoding = Annotated[
     str | None,
@@ -67,80 +70,6 @@ Bound = Annotated[
 ]
 
 _READS_LATER = ("--explain",)
-
-
-# ------------------------------------------------------------------------------------- clients
-
-
-@contextmanager
-def connected(run: Run, at: str | None) -> Iterator[tuple[Client, str | None]]:
-    """Give a client, and the name that `--at` means; failures say what the cluster looks like."""
-    file = run.cluster_file()
-    check_runs(run, file)
-    from zraft.client.sync import Client
-
-    target = None if at is None else _resolve_at(run, at, file)
-    timeout_s = run.timeout_ms(DEFAULT_TIMEOUT_MS) / 1000
-    with Client(run.cluster, timeout_s=timeout_s, environ=run.environ) as client:
-        try:
-            yield client, target
-        except (Unavailable, OutcomeUnknown) as error:
-            explain(run, error)
-            raise
-
-
-def check_runs(run: Run, file: ClusterFile) -> None:
-    """Refuse at once when no node can be running: NotRunning (exit 3)."""
-    sockets = Path(file.socket_dir)
-    if not any((sockets / f"{name}.ctl").exists() for name in file.names):
-        raise _stopped(run)
-
-
-def _stopped(run: Run) -> NotRunning:
-    return NotRunning(
-        f'cluster "{run.cluster}" is stopped; nothing was sent',
-        why="no process of it runs; its data is kept",
-        try_=f"zraft cluster up{run.suffix}",
-    )
-
-
-def _resolve_at(run: Run, at: str, file: ClusterFile) -> str:
-    """Return the one node that `--at` names, by name or by role."""
-    if at in file.names:
-        return at
-    from zraft.cli.targets import resolve, views
-    from zraft.client.control import Cluster
-
-    cluster = Cluster.open(run.cluster, run.environ)
-    found = resolve([at], views(cluster.statuses(), cluster.table()), random.Random())
-    if len(found) != 1:
-        raise ControlError(f'--at: "{at}" means {plural(len(found), "node")}, not one')
-    run.out.message(f"{at} is {found[0]}")
-    return found[0]
-
-
-def explain(run: Run, error: Unavailable | OutcomeUnknown) -> None:
-    """Add to a failure what the nodes say right now; a stopped cluster becomes NotRunning."""
-    from zraft.cli.cluster import observe
-    from zraft.client.control import Cluster
-
-    document = observe(Cluster.open(run.cluster, run.environ), timeout_ms=300)
-    if document["status"] == "stopped" and isinstance(error, Unavailable):
-        raise _stopped(run) from None
-    quorum = document["quorum"]
-    facts = [error.why] if error.why else []
-    if not quorum["ok"]:
-        facts.append(
-            f"{quorum['have']} of {len(document['nodes'])} nodes answer, a quorum is "
-            f"{quorum['need']}"
-        )
-    elif document["leader"] is None:
-        facts.append("no leader has a majority now")
-    if document["faults"]:
-        told = ", ".join(one_line(fault) for fault in document["faults"])
-        facts.append(f"active faults: {told}")
-        error.try_ = (*error.try_, f"zraft fault heal --all{run.suffix}")
-    error.why = "; ".join(facts)
 
 
 def _level(name: str) -> ReadConsistency:
@@ -262,7 +191,7 @@ def _item(item: KeyValue, encoding: str | None, keys_only: bool = False) -> dict
     app,
     "kv put",
     examples=["zraft kv put hello world", "zraft kv put config - < config.json"],
-    later=("--explain", "--if-absent", "--if-version", "--ttl", "--request-id"),
+    later=("--explain", "--if-absent", "--if-version", "--ttl"),
 )
 def put(
     run: Run,
@@ -270,11 +199,13 @@ def put(
     value: Annotated[str, typer.Argument(metavar="VALUE", help="The value; - reads stdin.")],
     at: At = None,
     encoding: Encoding = None,
+    request_id: RequestId = None,
 ) -> int:
-    """Write a key: durable on a majority when this returns."""
+    """Write a key: durable on a majority when this returns, and applied once."""
     data = parse_value(value, encoding)
-    with connected(run, at) as (client, target):
-        result = client.kv.put(to_bytes(key), data, at=target)
+    again = f"zraft kv put {shlex.quote(key)} {shlex.quote(value)}"
+    with writing(run, at, request_id, again) as (kv, client, target):
+        result = kv.put(to_bytes(key), data, at=target)
         info = client.info
     document = {
         "schema": "zraft.kv.put/1",
@@ -327,10 +258,11 @@ def get(
 
 
 @command(app, "kv delete", examples=["zraft kv delete hello"], later=("--explain",))
-def delete(run: Run, key: Key, at: At = None) -> int:
+def delete(run: Run, key: Key, at: At = None, request_id: RequestId = None) -> int:
     """Delete a key. Exit 4 when there is none."""
-    with connected(run, at) as (client, target):
-        deleted = client.kv.delete(to_bytes(key), at=target)
+    again = f"zraft kv delete {shlex.quote(key)}"
+    with writing(run, at, request_id, again) as (kv, client, target):
+        deleted = kv.delete(to_bytes(key), at=target)
         info = client.info
     assert info is not None
     if not deleted:
@@ -350,7 +282,7 @@ def delete(run: Run, key: Key, at: At = None) -> int:
     app,
     "kv cas",
     examples=["zraft kv cas x --expect 2 --set 3", "zraft kv cas x --expect-absent --set 1"],
-    later=("--explain", "--request-id"),
+    later=("--explain",),
 )
 def cas(
     run: Run,
@@ -364,6 +296,7 @@ def cas(
     ] = False,
     at: At = None,
     encoding: Encoding = None,
+    request_id: RequestId = None,
 ) -> int:
     """Write a key if it has the expected value now. Exit 5, and the actual value, if not."""
     if (expect is None) != absent:
@@ -374,8 +307,10 @@ def cas(
         )
     expected = None if expect is None else parse_value(expect, encoding)
     data = parse_value(new, encoding)
-    with connected(run, at) as (client, target):
-        result = client.kv.compare_and_set(to_bytes(key), expect=expected, set=data, at=target)
+    wanted = "--expect-absent" if expect is None else f"--expect {shlex.quote(expect)}"
+    again = f"zraft kv cas {shlex.quote(key)} {wanted} --set {shlex.quote(new)}"
+    with writing(run, at, request_id, again) as (kv, client, target):
+        result = kv.compare_and_set(to_bytes(key), expect=expected, set=data, at=target)
         info = client.info
     if not result.succeeded:
         raise _conflict(key, expected, result.current, encoding)
@@ -471,3 +406,34 @@ def scan(
 
 def _value_cell(value: bytes, encoding: str | None) -> str:
     return spell(value, encoding)[0] if encoding in {"hex", "base64"} else _shown(value)
+
+
+FATES = {
+    "applied": "applied at index {index}",
+    "withdrawn": "not applied, and now it never will be",
+    "forgotten": "its client had its answer, and the cluster keeps it no more",
+}
+
+
+@command(app, "kv resolve", examples=["zraft kv resolve 1f-3"])
+def resolve_request(
+    run: Run,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="Of a write.")],
+) -> int:
+    """Tell what became of a write whose outcome was unknown; one not applied is withdrawn."""
+    with connected(run, None) as (client, _):
+        found = client.resolve(request_id)
+        info = client.info
+    fate = found.fate.name.lower()
+    document = {
+        "schema": "zraft.kv.resolve/1",
+        "ok": True,
+        "request_id": request_id,
+        "fate": fate,
+        "applied_index": found.index or None,
+        "refused": bool(found.code),
+        **_served(info),
+    }
+    refused = ", and refused by the state machine" if found.code else ""
+    run.out.result(document, lambda: run.out.line(FATES[fate].format(index=found.index) + refused))
+    return EXIT_OK

@@ -27,11 +27,15 @@ import zmq
 from zraft import clock
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.aio_kv import AsyncKvClient
-from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
+from zraft.client.aio_named import AsyncRepeat, AsyncSession
+from zraft.client.core import ANY_CLUSTER, ClientCore
 from zraft.client.kv import ReadConsistency, read_level
+from zraft.client.pending import Finished, Name, parse_name
+from zraft.client.sessions import ClientSession
 from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
 from zraft.client.sync import Info, info_of
 from zraft.errors import ControlError, Unavailable, ZraftError
+from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
 
 
 class AsyncClient:
@@ -121,8 +125,10 @@ class AsyncClient:
         timeout_s: float | None = None,
         at: str | None = None,
         max_staleness_ms: int = 0,
+        session: ClientSession | None = None,
+        name: Name = (0, 0),
     ) -> Reply:
-        """Send a request, wait for its end, and return the reply that says "ok".
+        """Send a request, wait for its end, and return the reply that says "ok". Use `session()`.
 
         Raises:
             RequestError, TooLargeError: it did not end with "ok"; see `zraft.errors`.
@@ -138,6 +144,8 @@ class AsyncClient:
             now_ms=clock.now_ms(),
             target=at,
             max_staleness_ms=max_staleness_ms,
+            session=session,
+            name=name,
         )
         future: asyncio.Future[Finished] = loop.create_future()
         self._waiting[request_id] = future
@@ -151,6 +159,26 @@ class AsyncClient:
             raise finished.outcome
         self.info = info_of(self.core, finished.outcome, finished.via)
         return finished.outcome
+
+    def session(self) -> AsyncSession:
+        """Return a session: its writes are applied once, and are sent again until that is sure.
+
+        async with client.session() as session:
+            await session.kv.put("x", "1")
+        """
+        return AsyncSession(self)
+
+    def repeat(self, request_id: str) -> AsyncRepeat:
+        """Return what sends a write once more under its id; see `Client.repeat`."""
+        return AsyncRepeat(self, None, parse_name(request_id))
+
+    async def resolve(self, request_id: str, *, timeout_s: float | None = None) -> Resolution:
+        """Tell what became of a write in a session; see `Client.resolve`."""
+        name, body = parse_name(request_id), encode_op(SessionOp.RESOLVE)
+        reply = await self.call(
+            body, Consistency.WRITE, flags=Flag.SESSION, timeout_s=timeout_s, name=name
+        )
+        return decode_resolution(reply.body)
 
     async def barrier(self, *, timeout_s: float | None = None, at: str | None = None) -> Info:
         """Wait until a write that changes nothing is committed and applied; tell by whom."""

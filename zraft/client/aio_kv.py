@@ -5,9 +5,9 @@ A test compares the two classes, so that a call that one of them has is not forg
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from zraft.api import Consistency
+from zraft.api import Consistency, Reply
 from zraft.client.kv import (
     PutResult,
     ReadConsistency,
@@ -46,9 +46,26 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import TypeVar
 
-    from zraft.client.aio import AsyncClient
+    from zraft.client.sync import Info
 
     Result = TypeVar("Result")
+
+
+class AsyncCaller(Protocol):
+    """What sends requests: a client, or one of its sessions."""
+
+    info: Info | None
+
+    async def call(
+        self,
+        body: bytes,
+        consistency: Consistency,
+        *,
+        timeout_s: float | None = None,
+        at: str | None = None,
+        max_staleness_ms: int = 0,
+    ) -> Reply:
+        """Send a request, wait for its end, and return the reply that says "ok"."""
 
 
 class AsyncKvClient:
@@ -58,7 +75,7 @@ class AsyncKvClient:
     write may have had one, InvalidCommand and TooLargeError when it can never have one.
     """
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncCaller) -> None:
         self._client = client
 
     async def put(

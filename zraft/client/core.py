@@ -11,11 +11,12 @@ A shell makes the connections that `take_connects` names, tells what became of t
 `outgoing` returns and hands in what arrives. Every submitted request ends exactly once in
 `results`, unless it is cancelled.
 
-What is sent again, and nothing else: a read, at any time; a write, when it was certainly not
-applied (it was refused as UNAVAILABLE, NOT_LEADER or BUSY, or could not be sent). Every attempt has
-an id of its own, so that a late or doubled answer to an earlier attempt can not be taken for an
-answer to the present one. A write that was sent, and whose connection or time ended, is
-OutcomeUnknown at once.
+What is sent again, and nothing else: a read, and a write of a session (thesis §6.3), at any time;
+another write, when it was certainly not applied (it was refused as UNAVAILABLE, NOT_LEADER or BUSY,
+or could not be sent). Every attempt has an id of its own, so that a late or doubled answer to an
+earlier attempt can not be taken for an answer to the present one. A write without a session that
+was sent, and whose connection ended, is OutcomeUnknown at once; one of a session only when its time
+is over. A session is opened when the first write needs it, which waits until then.
 
 A hint at the leader is followed at most three times in a row; then the next node in the ring is
 asked, after a pause of 20 to 500 ms (full jitter). A node is told a little less time than there is
@@ -27,14 +28,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 from zraft.api import Code, Consistency, Flag, Reply, Request
 from zraft.client import outcomes
 from zraft.client.nodes import Member, Node, NodeTable, Random, State
-from zraft.errors import ControlError, ZraftError
+from zraft.client.pending import WITHOUT_SESSION, Finished, Name, Pending
+from zraft.client.sessions import ClientSession
+from zraft.errors import ControlError, DecodeError, OutcomeUnknown, ZraftError
+from zraft.machine.session_ops import SessionOp, decode_opened, encode_op
 from zraft.wire import MAX_CLIENT_FRAME_BYTES
 
 ANY_CLUSTER = bytes(8)  # in a request's frame: whoever you are
@@ -46,63 +48,9 @@ MARGIN_MAX_MS = 100  # a node is told that much less time, or a tenth if that is
 REQUEST_OVERHEAD_BYTES = 80  # at most, around a body in a frame
 
 _RETRIED = frozenset({Code.UNAVAILABLE, Code.NOT_LEADER, Code.BUSY})
-_REFUSED = frozenset({Code.INVALID, Code.TOO_LARGE, Code.UNSUPPORTED})
-
-
-def format_request_id(request_id: int) -> str:
-    """Return a request id as people read it: the client's nonce and a number, `8f3c01aa-19`."""
-    return f"{request_id >> 32:08x}-{request_id & 0xFFFFFFFF}"
-
-
-def parse_request_id(text: str) -> int:
-    """Return the request id that `format_request_id` wrote; ControlError for anything else."""
-    nonce, dash, number = text.partition("-")
-    digits = "0123456789abcdef"
-    if (
-        dash
-        and len(nonce) == 8
-        and set(nonce) <= set(digits)
-        and number.isascii()
-        and number.isdigit()
-        and len(number) <= 10
-        and int(number) < 1 << 32
-    ):
-        return int(nonce, 16) << 32 | int(number)
-    raise ControlError(
-        f'"{text}" is not a request id',
-        why="a request id is 8 hex digits, a dash and a number",
-        try_="copy it from the message or the log: 8f3c01aa-19",
-    )
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """One request until it ends. `node` is where it is in flight; `wire_id` is that attempt's."""
-
-    request_id: int
-    body: bytes
-    consistency: int
-    flags: int
-    submitted_ms: int
-    deadline_ms: int
-    target: Node | None
-    wire_id: int
-    max_staleness_ms: int = 0
-    node: Node | None = None
-    sent_ms: int = 0
-    attempts: int = 0
-    hints: int = 0  # followed in a row
-    refusals: int = 0
-    refusal: tuple[str, Reply] | None = None  # the last one, and the node that said so
-    done: bool = False
-
-
-class Finished(NamedTuple):
-    """How a request ended. `via` is the node that it was sent to, "" when to none."""
-
-    request_id: int
-    outcome: Reply | ZraftError
-    via: str
+_REFUSED = frozenset(
+    {Code.INVALID, Code.TOO_LARGE, Code.UNSUPPORTED, Code.SESSION_EXPIRED, Code.WITHDRAWN}
+)
 
 
 class ClientCore:
@@ -115,7 +63,7 @@ class ClientCore:
         self.cluster = cluster
         self.counters: Counter[str] = Counter()
         self._rng = rng
-        self._nonce = rng.getrandbits(32)
+        self._nonce = rng.getrandbits(32) | WITHOUT_SESSION
         self._count = 0
         self._now_ms = 0  # of the last `outgoing`
         self._table: dict[int, Pending] = {}
@@ -139,12 +87,16 @@ class ClientCore:
         now_ms: int,
         target: str | None = None,
         max_staleness_ms: int = 0,
+        session: ClientSession | None = None,
+        name: Name = (0, 0),
     ) -> int:
         """Take a request and return its id; `results` tells how it ended.
 
         Args:
             max_staleness_ms: of a stale read; 0: no bound.
             target: the name of the only node to ask; it may still pass the request on.
+            session: that a write is to be named in.
+            name: that a write has already, or that is asked about; instead of `session`.
 
         Raises:
             ControlError: there is no node `target`.
@@ -159,21 +111,35 @@ class ClientCore:
                 )
         request_id = self._new_id()
         deadline_ms = now_ms + max(0, timeout_ms)
-        pending = Pending(
-            request_id,
-            body,
-            consistency,
-            flags,
-            now_ms,
-            deadline_ms,
-            node,
-            request_id,
-            max_staleness_ms,
-        )
-        self._table[request_id] = pending
-        self._queue.append(pending)
-        heappush(self._deadlines, (deadline_ms, request_id, pending))
+        head = request_id, body, consistency, flags, now_ms, deadline_ms, node, request_id
+        pending = Pending(*head, max_staleness_ms, session, name)
+        self._enter(pending)
+        if session is None or not pending.is_write:
+            self._queue.append(pending)
+        elif session.is_open(now_ms):
+            pending.name = session.next_name()
+            self._queue.append(pending)
+        else:
+            session.waiting.append(pending)
+            self._open(session, pending)
         return request_id
+
+    def _enter(self, pending: Pending) -> None:
+        self._table[pending.request_id] = pending
+        heappush(self._deadlines, (pending.deadline_ms, pending.request_id, pending))
+
+    def _open(self, session: ClientSession, first: Pending) -> None:
+        """Have a session opened within the time that a write has; or take more time for it."""
+        opening, deadline_ms = session.opening, first.deadline_ms
+        if opening is None:
+            request_id, body = self._new_id(), encode_op(SessionOp.OPEN)
+            head = request_id, body, Consistency.WRITE, Flag.SESSION, first.submitted_ms
+            opening = session.opening = Pending(*head, deadline_ms, None, request_id, opens=session)
+            self._enter(opening)
+            self._queue.append(opening)
+        elif deadline_ms > opening.deadline_ms:
+            opening.deadline_ms = deadline_ms
+            self._enter(opening)
 
     def cancel(self, request_id: int) -> None:
         """Forget a request: nobody waits for it any more. It may have been sent."""
@@ -184,7 +150,7 @@ class ClientCore:
     def _new_id(self) -> int:
         self._count += 1
         if self._count >> 32:
-            self._nonce, self._count = self._rng.getrandbits(32), 1
+            self._nonce, self._count = self._rng.getrandbits(32) | WITHOUT_SESSION, 1
         return self._nonce << 32 | self._count
 
     # Time, and what leaves
@@ -199,7 +165,7 @@ class ClientCore:
                 self._queue.append(pending)
         for node in self.nodes.newly_silent(now_ms):
             self.counters["nodes_silent"] += 1
-            self._move_reads(node)
+            self._move_repeatable(node)
         return self._send_queued(now_ms) if self._queue else []
 
     def _send_queued(self, now_ms: int) -> list[tuple[int, list[Request]]]:
@@ -247,17 +213,14 @@ class ClientCore:
         node.in_flight[pending.wire_id] = pending
         left_ms = pending.deadline_ms - now_ms
         told_ms = max(1, left_ms - min(left_ms // 10, MARGIN_MAX_MS))
-        return Request(
-            pending.wire_id,
-            0,
-            0,
-            0,
-            told_ms,
-            pending.consistency,
-            pending.flags,
-            pending.body,
-            pending.max_staleness_ms,
-        )
+        ack_below = 0
+        if pending.name[0] and pending.is_write:
+            session = pending.session
+            of_session = session is not None and pending.name[0] == session.session_id
+            ack_below = session.ack_below() if session is not None and of_session else 1
+        head = pending.wire_id, *pending.name, ack_below, told_ms
+        kind = pending.consistency, pending.flags
+        return Request(*head, *kind, pending.body, pending.max_staleness_ms)
 
     def take_connects(self) -> list[int]:
         """Return the nodes that the shell shall connect to now; an older socket is closed first."""
@@ -290,7 +253,8 @@ class ClientCore:
     def on_disconnected(self, key: int, now_ms: int) -> None:
         """A connection was lost, or refused; all that had arrived on it was handed in before.
 
-        Writes that were in flight there are OutcomeUnknown, reads go to another node at once.
+        Writes that were in flight there are OutcomeUnknown; what may be repeated goes to another
+        node at once.
         """
         node = self.nodes[key]
         was = node.state
@@ -299,7 +263,8 @@ class ClientCore:
         self.counters["connections_lost"] += was is State.UP
         for pending in lost.values():
             pending.node = None
-            if pending.consistency == Consistency.WRITE:
+            pending.unsure = pending.unsure or pending.is_write
+            if pending.is_write and (not pending.repeatable or pending.target is node):
                 sent_ms_ago = now_ms - pending.sent_ms
                 error = outcomes.unknown_by_loss(self._case(pending), node.name, sent_ms_ago)
                 self._finish(pending, error, node.name)
@@ -354,20 +319,20 @@ class ClientCore:
     def _settle(self, pending: Pending, node: Node, reply: Reply, now_ms: int) -> None:
         """Take an answer that is not "ok": try again, or tell why not."""
         name = self._speaker(node, reply)
-        is_write = pending.consistency == Consistency.WRITE
-        final = reply.code in _REFUSED or (
-            reply.code in _RETRIED
-            and (pending.target is not None or now_ms >= self._last_call_ms(pending))
-        )
-        if final:
+        certain = reply.code in _RETRIED or not pending.is_write
+        is_last = pending.target is not None or now_ms >= self._last_call_ms(pending)
+        if reply.code in _REFUSED or (certain and is_last):
+            if reply.code == Code.SESSION_EXPIRED and pending.session is not None:
+                pending.session.expire(pending.name[0])
             error = outcomes.refused(self._case(pending), name, reply)
             self._finish(pending, error, node.name)
             return
-        if is_write and reply.code not in _RETRIED:  # UNKNOWN, or a code of a newer node
-            self._finish(
-                pending, outcomes.unknown_by_reply(self._case(pending), name, reply), node.name
-            )
-            return
+        if not certain:  # UNKNOWN, or a code of a newer node
+            pending.unsure = True
+            if is_last or not pending.repeatable:
+                error = outcomes.unknown_by_reply(self._case(pending), name, reply)
+                self._finish(pending, error, node.name)
+                return
         pending.refusal = name, reply
         pending.refusals += 1
         if reply.code == Code.NOT_LEADER:
@@ -379,17 +344,17 @@ class ClientCore:
             pending.hints = 0
         if reply.code != Code.BUSY:
             self.nodes.leave(node)
-        self._delay(pending, now_ms)
+        self._delay(pending, now_ms, reply.delay_ms)
 
     def _speaker(self, node: Node, reply: Reply) -> str:
         """Return the name of who wrote a reply: the node, or one that it passed the request to."""
         member = self.nodes.of_member(reply.member_id)
         return member.name if member is not None else node.name
 
-    def _delay(self, pending: Pending, now_ms: int) -> None:
+    def _delay(self, pending: Pending, now_ms: int, least_ms: int = 0) -> None:
         """Try again after a random pause: full jitter, doubling from 20 to 500 ms."""
         ceiling_ms = min(BACKOFF_MAX_MS, BACKOFF_MIN_MS << min(pending.refusals, 10))
-        due_ms = now_ms + 1 + int(self._rng.random() * ceiling_ms)
+        due_ms = now_ms + 1 + least_ms + int(self._rng.random() * ceiling_ms)
         if due_ms < self._last_call_ms(pending):  # otherwise it ends as refused, at its deadline
             heappush(self._later, (due_ms, pending.request_id, pending))
 
@@ -399,17 +364,18 @@ class ClientCore:
         A node would have too little time to refuse it before the deadline, and what is certainly
         not applied would end as unknown. Reads have nothing to lose.
         """
-        if pending.consistency != Consistency.WRITE:
+        if not pending.is_write:
             return pending.deadline_ms
         timeout_ms = pending.deadline_ms - pending.submitted_ms
         return pending.deadline_ms - min(timeout_ms // 5, 2 * MARGIN_MAX_MS)
 
-    def _move_reads(self, node: Node) -> None:
-        """Ask somebody else what a silent node was asked; writes stay, they may be applied."""
+    def _move_repeatable(self, node: Node) -> None:
+        """Ask somebody else what a silent node was asked; other writes may be applied, and stay."""
         if len(self.nodes.ring) == 1:
             return
         for wire_id, pending in list(node.in_flight.items()):
-            if pending.consistency != Consistency.WRITE and pending.target is None:
+            if pending.repeatable and pending.target is None:
+                pending.unsure = pending.unsure or pending.is_write
                 del node.in_flight[wire_id]
                 pending.node = None
                 self._queue.append(pending)
@@ -418,42 +384,70 @@ class ClientCore:
         """End every request whose time is over."""
         while self._deadlines and self._deadlines[0][0] <= now_ms:
             pending = heappop(self._deadlines)[2]
-            if pending.done:
-                continue
-            case = self._case(pending)
-            node = pending.node
-            error: ZraftError
-            if node is not None:
-                sent_ms_ago = now_ms - pending.sent_ms
-                if pending.consistency == Consistency.WRITE:
-                    error = outcomes.unknown_by_time(case, node.name, sent_ms_ago)
-                else:
-                    error = outcomes.not_read(case, node.name, sent_ms_ago)
-                self.nodes.on_unanswered(node, pending.sent_ms, now_ms)
-            elif pending.refusal is not None:
-                error = outcomes.refused(case, *pending.refusal)
-            elif pending.attempts:  # a read whose nodes were lost, one after the other
-                error = outcomes.not_read(case, "nobody", now_ms - pending.submitted_ms)
-            else:
-                nodes = self.nodes.ring if pending.target is None else [pending.target]
-                states = ", ".join(f"{node.name} {node.state.value}" for node in nodes)
-                error = outcomes.not_reached(case, now_ms - pending.submitted_ms, states)
-            self._finish(pending, error, "" if node is None else node.name)
+            if not pending.done and pending.deadline_ms <= now_ms:
+                node = pending.node
+                error = self._too_late(pending, now_ms)
+                if node is not None:
+                    self.nodes.on_unanswered(node, pending.sent_ms, now_ms)
+                self._finish(pending, error, "" if node is None else node.name)
+
+    def _too_late(self, pending: Pending, now_ms: int) -> ZraftError:
+        """Return how a request ends whose time is over."""
+        case, node = self._case(pending), pending.node
+        waited_ms = now_ms - pending.submitted_ms
+        if node is not None:
+            sent_ms_ago = now_ms - pending.sent_ms
+            if pending.is_write:
+                return outcomes.unknown_by_time(case, node.name, sent_ms_ago)
+            return outcomes.not_read(case, node.name, sent_ms_ago)
+        if pending.refusal is not None:
+            return outcomes.refused(case, *pending.refusal)
+        if pending.attempts:  # its nodes were lost, one after the other
+            return outcomes.not_read(case, "nobody", waited_ms)
+        session = pending.session
+        opening = None if session is None else session.opening
+        if opening is not None and opening.attempts:
+            return outcomes.no_session(case, str(self._too_late(opening, now_ms).why))
+        nodes = self.nodes.ring if pending.target is None else [pending.target]
+        states = ", ".join(f"{node.name} {node.state.value}" for node in nodes)
+        return outcomes.not_reached(case, waited_ms, states)
 
     def _lose_target(self, pending: Pending, node: Node, state: str) -> None:
         self._finish(pending, outcomes.target_lost(self._case(pending), node.name, state), "")
 
     def _case(self, pending: Pending) -> outcomes.Case:
         leader = self.nodes.leader
-        return outcomes.Case(
-            pending.consistency == Consistency.WRITE,
-            format_request_id(pending.wire_id),
-            None if leader is None else leader.name,
-        )
+        leader_name = None if leader is None else leader.name
+        named = pending.name != (0, 0)
+        return outcomes.Case(pending.is_write, pending.shown_id, leader_name, named, pending.unsure)
 
     def _finish(self, pending: Pending, outcome: Reply | ZraftError, via: str) -> None:
         self._close(pending)
+        if pending.opens is not None:
+            self._on_opened(pending.opens, pending, outcome, via)
+            return
+        if pending.session is not None:
+            known = not isinstance(outcome, OutcomeUnknown)
+            pending.session.settle(pending.name, self._now_ms, known=known)
         self._finished.append(Finished(pending.request_id, outcome, via))
+
+    def _on_opened(
+        self, session: ClientSession, opening: Pending, outcome: Reply | ZraftError, via: str
+    ) -> None:
+        """Go on with the writes that waited for a session; or end them, for there is none."""
+        if isinstance(outcome, Reply):
+            try:
+                ttl_ms = decode_opened(outcome.body)
+            except DecodeError as malformed:
+                outcome = malformed
+            else:
+                self._queue.extend(session.open(outcome.index, ttl_ms, opening.sent_ms))
+                return
+        waiting, session.waiting, session.opening = session.waiting, [], None
+        for pending in waiting:
+            if not pending.done:
+                error = outcomes.no_session(self._case(pending), outcome.why)
+                self._finish(pending, error, via)
 
     def _close(self, pending: Pending) -> None:
         """Take a request out of the table and of its node; queues skip what is done."""

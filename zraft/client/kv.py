@@ -6,9 +6,9 @@ takes the client's. `at` names the only node to ask.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-from zraft.api import Consistency
+from zraft.api import Consistency, Reply
 from zraft.errors import ControlError, DecodeError, NotFound
 from zraft.machine.kv_codec import (
     Range,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from zraft.client.sync import Client
+    from zraft.client.sync import Info
 
     Result = TypeVar("Result")
 
@@ -50,6 +50,23 @@ LEVELS = {
     "stale": Consistency.STALE,
 }
 MAX_STALENESS_S = 86_400
+
+
+class Caller(Protocol):
+    """What sends requests: a client, or one of its sessions."""
+
+    info: Info | None
+
+    def call(
+        self,
+        body: bytes,
+        consistency: Consistency,
+        *,
+        timeout_s: float | None = None,
+        at: str | None = None,
+        max_staleness_ms: int = 0,
+    ) -> Reply:
+        """Send a request, wait for its end, and return the reply that says "ok"."""
 
 
 class PutResult(NamedTuple):
@@ -114,7 +131,7 @@ class KvClient:
     write may have had one, InvalidCommand and TooLargeError when it can never have one.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Caller) -> None:
         self._client = client
 
     def put(

@@ -27,7 +27,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from zraft.client.core import Pending
+    from zraft.client.pending import Pending
 
 PATIENCE_MS = 150  # how long a connection is waited for before others are tried
 SILENCE_MS = 1000  # without any answer while requests wait: others are asked first

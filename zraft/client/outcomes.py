@@ -14,8 +14,10 @@ from zraft.errors import (
     InvalidCommand,
     OutcomeUnknown,
     RequestError,
+    SessionExpired,
     TooLargeError,
     Unavailable,
+    Withdrawn,
     ZraftError,
 )
 
@@ -33,6 +35,8 @@ class Case(NamedTuple):
     is_write: bool
     request_id: str
     leader_hint: str | None
+    named: bool = False  # in a session
+    unsure: bool = False  # an earlier attempt of the write may have been applied
 
 
 def _text(reply: Reply) -> str:
@@ -49,6 +53,15 @@ def refused(case: Case, node: str, reply: Reply) -> ZraftError:
     why = f"{node} says: {_text(reply)}"
     rest = {"leader_hint": case.leader_hint, "request_id": case.request_id}
     match reply.code:
+        case Code.SESSION_EXPIRED:
+            what = "the session is over, and the write was not repeated"
+            tries: tuple[str, ...] = ("the next write opens a new session", _READ_BACK)
+            return SessionExpired(what, why=f"{why}. {_MAYBE} before", try_=tries, **rest)
+        case Code.WITHDRAWN:
+            tries = ("send it again under a new id, if it is still wanted",)
+            return Withdrawn(_NOTHING_CHANGED, why=why, try_=tries, **rest)
+        case Code.BUSY | Code.UNAVAILABLE | Code.NOT_LEADER if case.unsure:
+            return _unknown(case, "sent more than once, and never answered for certain", why)
         case Code.BUSY:
             tries = ("send it again after a while", "keep fewer requests outstanding")
             return Busy(what, why=why, try_=tries, **rest)
@@ -81,18 +94,28 @@ def unknown_by_time(case: Case, node: str, sent_ms_ago: int) -> OutcomeUnknown:
     return _unknown(case, f"sent to {node}, no reply in {sent_ms_ago / 1000:.1f}s", why)
 
 
+def no_session(case: Case, why: str) -> Unavailable:
+    """Return the error for a write whose session could not be opened: it was never sent."""
+    what = "no session could be opened; the write was not sent, nothing changed"
+    return _unavailable(case, what, why)
+
+
 def _unknown(case: Case, what: str, why: str) -> OutcomeUnknown:
+    resolve = f"ask what became of it: zraft kv resolve {case.request_id}"
     return OutcomeUnknown(
         f"{what}. {_MAYBE}",
         why=f"{why} (request {case.request_id})",
-        try_=(_READ_BACK, _STATUS),
+        try_=(resolve if case.named else _READ_BACK, _STATUS),
         leader_hint=case.leader_hint,
         request_id=case.request_id,
     )
 
 
-def not_read(case: Case, node: str, sent_ms_ago: int) -> Unavailable:
-    """Return the error for a read that was sent and not answered in time."""
+def not_read(case: Case, node: str, sent_ms_ago: int) -> RequestError:
+    """Return the error for a request that was sent and not answered in time."""
+    if case.unsure:
+        lost = f"no node that it was sent to answered within {sent_ms_ago / 1000:.1f}s"
+        return _unknown(case, "sent more than once, and never answered for certain", lost)
     why = f"{node} answered within {sent_ms_ago / 1000:.1f}s"
     if node != "nobody":
         why = f"no answer from {node} in {sent_ms_ago / 1000:.1f}s"
@@ -105,8 +128,10 @@ def not_reached(case: Case, waited_ms: int, states: str) -> Unavailable:
     return _unavailable(case, what, states)
 
 
-def target_lost(case: Case, node: str, state: str) -> Unavailable:
+def target_lost(case: Case, node: str, state: str) -> RequestError:
     """Return the error for a request to one node only, which can't be reached."""
+    if case.unsure:
+        return _unknown(case, "sent, and no answer came", f"{node} {state}")
     what = _NOTHING_CHANGED if case.is_write else _NOT_READ
     return _unavailable(case, what, f"{node} {state}, and only {node} was to be asked")
 

@@ -20,10 +20,14 @@ import zmq
 
 from zraft import clock
 from zraft.api import STALENESS_UNKNOWN_MS, Consistency, Flag, Reply
-from zraft.client.core import ANY_CLUSTER, ClientCore, Finished
+from zraft.client.core import ANY_CLUSTER, ClientCore
 from zraft.client.kv import KvClient, ReadConsistency, read_level
+from zraft.client.named import Repeat, Session
+from zraft.client.pending import Finished, Name, parse_name
+from zraft.client.sessions import ClientSession
 from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
 from zraft.errors import ControlError, ZraftError
+from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
 
 
 class Info(NamedTuple):
@@ -124,8 +128,10 @@ class Client:
         timeout_s: float | None = None,
         at: str | None = None,
         max_staleness_ms: int = 0,
+        session: ClientSession | None = None,
+        name: Name = (0, 0),
     ) -> Reply:
-        """Send a request, wait for its end, and return the reply that says "ok".
+        """Send a request, wait for its end, and return the reply that says "ok". Use `session()`.
 
         Raises:
             RequestError, TooLargeError: it did not end with "ok"; see `zraft.errors`.
@@ -137,6 +143,8 @@ class Client:
             timeout_s=timeout_s,
             at=at,
             max_staleness_ms=max_staleness_ms,
+            session=session,
+            name=name,
         )
         try:
             self._take_in(0)  # what happened since the last call: a lost connection, above all
@@ -150,6 +158,40 @@ class Client:
             raise finished.outcome
         self.info = info_of(self.core, finished.outcome, finished.via)
         return finished.outcome
+
+    def session(self) -> Session:
+        """Return a session: its writes are applied once, and are sent again until that is sure.
+
+        with client.session() as session:
+            session.kv.put("x", "1")
+        """
+        return Session(self)
+
+    def repeat(self, request_id: str) -> Repeat:
+        """Return what sends a write once more under the id that an OutcomeUnknown carried.
+
+        Send the same write: if it was applied, the answer is that of the first time, whatever is
+        sent now. ControlError when this is not the request id of a write in a session.
+        """
+        return Repeat(self, None, parse_name(request_id))
+
+    def resolve(self, request_id: str, *, timeout_s: float | None = None) -> Resolution:
+        """Tell what became of a write in a session. The answer is final.
+
+        One that was not applied is withdrawn: it never will be, not even by a copy that is still
+        under way. `result` is what the state machine answered, `code` is OK, or INVALID when it
+        refused.
+
+        Raises:
+            SessionExpired: the session is over, and nobody knows any more.
+            ControlError: this is not the request id of a write in a session.
+            RequestError: it could not be asked.
+        """
+        name, body = parse_name(request_id), encode_op(SessionOp.RESOLVE)
+        reply = self.call(
+            body, Consistency.WRITE, flags=Flag.SESSION, timeout_s=timeout_s, name=name
+        )
+        return decode_resolution(reply.body)
 
     def barrier(self, *, timeout_s: float | None = None, at: str | None = None) -> Info:
         """Wait until a write that changes nothing is committed and applied; tell by whom."""
@@ -197,6 +239,8 @@ class Client:
         timeout_s: float | None = None,
         at: str | None = None,
         max_staleness_ms: int = 0,
+        session: ClientSession | None = None,
+        name: Name = (0, 0),
     ) -> int:
         """Take a request without waiting, and return its id. `wait` sends it, and returns its end.
 
@@ -205,6 +249,7 @@ class Client:
         Args:
             at: the name of the only node to ask; there is no fail-over then.
             max_staleness_ms: of a stale read; 0: no bound.
+            session, name: see `ClientCore.submit`.
 
         Raises:
             ControlError: there is no node `at`, or this is not the client's thread.
@@ -219,6 +264,8 @@ class Client:
             now_ms=clock.now_ms(),
             target=at,
             max_staleness_ms=max_staleness_ms,
+            session=session,
+            name=name,
         )
 
     def wait(self, *, timeout_s: float | None = None) -> list[Finished]:

@@ -27,7 +27,7 @@ import msgspec
 
 from zraft import clock
 from zraft.api import Consistency, Reply
-from zraft.client.core import Finished
+from zraft.client.pending import Finished
 from zraft.client.sync import Client
 from zraft.errors import RequestError
 from zraft.machine.kv_codec import encode_cas, encode_delete, encode_get, encode_put

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zraft.api import Consistency, Reply, Request
-from zraft.client.core import ClientCore, Finished
+from zraft.client.core import ClientCore
 from zraft.client.nodes import Member
+from zraft.client.pending import Finished
 from zraft.core.model import MemberId
 from zraft.errors import OutcomeUnknown
 from zraft.machine.kv_codec import encode_cas, encode_delete, encode_get, encode_put
