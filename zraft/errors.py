@@ -15,6 +15,7 @@
     ├─ DivergedError                        this replica's state is not the others': exit 70
     └─ RequestError                         a client's request was not answered with "ok"
        ├─ Unavailable        not applied, safe to retry
+       ├─ Unsupported        not applied: not known, or not allowed, in this cluster
        ├─ OutcomeUnknown     may be applied; retry only with the same request id
        ├─ Busy               not applied; retry later
        ├─ SessionExpired     not repeated; what came before nobody knows any more
@@ -235,6 +236,13 @@ class Unavailable(RequestError):
     code = "unavailable"
     exit_code = 6
     retryable = True
+
+
+class Unsupported(RequestError):
+    """The node does not know how, or is not allowed to; nothing was done."""
+
+    code = "unsupported"
+    exit_code = 2
 
 
 class OutcomeUnknown(RequestError):

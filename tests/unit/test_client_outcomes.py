@@ -17,6 +17,7 @@ from zraft.errors import (
     RequestError,
     TooLargeError,
     Unavailable,
+    Unsupported,
     ZraftError,
 )
 
@@ -182,7 +183,7 @@ def test_a_refused_write_is_not_sent_again_when_little_time_is_left() -> None:
     [
         (Code.INVALID, InvalidCommand),
         (Code.TOO_LARGE, TooLargeError),
-        (Code.UNSUPPORTED, RequestError),
+        (Code.UNSUPPORTED, Unsupported),
     ],
 )
 @pytest.mark.parametrize("kind", [WRITE, READ, STALE])

@@ -17,6 +17,7 @@ from zraft.errors import (
     SessionExpired,
     TooLargeError,
     Unavailable,
+    Unsupported,
     Withdrawn,
     ZraftError,
 )
@@ -25,6 +26,7 @@ _NOTHING_CHANGED = "the write was not accepted; nothing changed"
 _NOT_READ = "the read was not answered"
 _MAYBE = "The write may or may not have been applied"
 _STATUS = "zraft cluster status"
+_VERSION = "zraft version  (of client and nodes)"
 _READ_BACK = "read it back before you write again: zraft kv get KEY"
 _READ_STALE = "read what one node has, perhaps stale: zraft kv get KEY --consistency stale"
 
@@ -71,7 +73,8 @@ def refused(case: Case, node: str, reply: Reply) -> ZraftError:
         case Code.TOO_LARGE:
             return TooLargeError(what, why=why, try_="split it into smaller requests")
         case Code.UNSUPPORTED:
-            return RequestError(what, why=why, try_="zraft version  (of client and nodes)", **rest)
+            other = () if case.is_write else ("zraft kv get KEY --consistency linearizable",)
+            return Unsupported(what, why=why, try_=(*other, _VERSION), **rest)
         case _:
             return Unavailable(what, why=why, try_=_tries(case), **rest)
 
