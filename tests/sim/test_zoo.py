@@ -40,11 +40,10 @@ DIRECTED = {
 """The file of the interaction language that finds each bug without any luck."""
 
 FOUND_BY = {
-    "truncate-on-every-append": 1,
     "no-up-to-date-check": 2,
     "acknowledge-own-last-index": 4,
-    "stale-read-without-quorum": 5,
-    "duplicate-reply-counted-twice": 14,
+    "stale-read-without-quorum": 4,
+    "duplicate-reply-counted-twice": 13,
     "read-ids-reused": 1,
     "lease-from-answers": 5,
     "lease-survives-transfer": 5,
