@@ -34,6 +34,7 @@ from zraft.testing.disk import Stopped
 from zraft.testing.sim.bulk import SimBulk
 from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.core import WatchedRaft
+from zraft.testing.sim.stopping import Stopping
 from zraft.testing.sim.storage import (
     CLUSTER_ID,
     Shadow,
@@ -49,12 +50,9 @@ if TYPE_CHECKING:
 
 MIN_STALL_MS = 20
 PREPARE_BYTES = 8192
-HAND_OVER_PATIENCE_US = 1_000_000
-STOP_PATIENCE_US = 500_000
 INBOX_LIMIT = 4096
 MAX_STEP_US = 10_000_000
 MAX_READ_US = 4_000
-ROLES = tuple(Role)
 
 
 class SimNode:
@@ -98,8 +96,7 @@ class SimNode:
         self.paused = False
         self.was_paused = self.was_stalled = False
         self.wake_us = -1
-        self.stop_us: int | None = None
-        self._hands_over = False
+        self.stopping: Stopping | None = None
         self._more = False
         self._clock_reads = 0
         self._to_prepare = self.world.plan.prepares
@@ -305,7 +302,7 @@ class SimNode:
             or self.dead
             or self.forward_replies
             or self.forward_losses
-            or self.stop_us is not None
+            or self.stopping is not None
         )
 
     def _on_more(self, incarnation: int) -> None:
@@ -340,7 +337,7 @@ class SimNode:
             agenda.at(now_us + 20, self._on_more, self.incarnation)
         world.invariants.on_turn(self)
         world.reads.on_turn(self)
-        if self.stop_us is not None and self._has_stopped(server):
+        if self.stopping is not None and self._has_stopped(server, self.stopping):
             return
         self._schedule_wake(server.next_deadline_ms())
 
@@ -402,38 +399,25 @@ class SimNode:
     # Stopping in order
 
     def stop(self) -> None:
-        """Ask the process to stop in order: hand over, refuse what is new, wait for what is not."""
-        if self.server is None or self.stop_us is not None:
+        """Ask the process to stop in order."""
+        if self.server is None or self.stopping is not None:
             return
         now_us = self.world.agenda.now_us
         self.world.trace.step(now_us, f"stop {self.member_id}")
-        refusal = self.server.transfer(now_ms=self.clock.local_ms(now_us))
-        self._hands_over = refusal is None
-        if not self._hands_over:
-            self.server.prepare_stop(now_ms=self.clock.local_ms(now_us))
-        self._wait_to_stop(HAND_OVER_PATIENCE_US if self._hands_over else STOP_PATIENCE_US)
+        now_ms = self.clock.local_ms(now_us)
+        self.stopping = Stopping(self.server, now_us=now_us, now_ms=now_ms)
         self.maybe_turn()
 
-    def _wait_to_stop(self, patience_us: int) -> None:
-        self.stop_us = self.world.agenda.now_us + patience_us
-        self.world.agenda.at(self.stop_us, self._on_more, self.incarnation)
-
-    def _has_stopped(self, server: Server) -> bool:
+    def _has_stopped(self, server: Server, stopping: Stopping) -> bool:
         agenda = self.world.agenda
-        patient = (self.stop_us or 0) > agenda.now_us
-        if self._hands_over:
-            if server.handing_over and patient:
-                return False
-            self._hands_over = False
-            server.prepare_stop(now_ms=self.clock.local_ms(agenda.now_us))
-            self._wait_to_stop(STOP_PATIENCE_US)
-            patient = True
-        if not server.drained and patient:
+        now_ms = self.clock.local_ms(agenda.now_us)
+        if not stopping.is_over(now_us=agenda.now_us, now_ms=now_ms):
+            agenda.at(stopping.until_us, self._on_more, self.incarnation)
             return False
         led = self.raft.role is Role.LEADER
         try:
-            server.finish_stop(now_ms=self.clock.local_ms(agenda.now_us))
-            server.flush(now_ms=self.clock.local_ms(agenda.now_us))
+            server.finish_stop(now_ms=now_ms)
+            server.flush(now_ms=now_ms)
         except Stopped:
             self._die(power=self.fuse_power, how="in stop")
             return True

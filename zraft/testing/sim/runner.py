@@ -146,7 +146,7 @@ class Simulation:
         for node in healed:
             node.fuse = node.next_sync_us = 0
             node.fuse_error = False
-            if node.stop_us is not None:
+            if node.stopping is not None:
                 node.crash(power=False, how="stopped")  # it was about to end anyway
             if node.server is None:
                 node.start()
