@@ -110,8 +110,13 @@ class _MemberFile(msgspec.Struct, frozen=True):
     configuration: list[_MemberRecord]
 
 
+class _BootFormat(msgspec.Struct, frozen=True):
+    format: int = FORMAT  # files of the first versions have none
+
+
 class _BootFile(msgspec.Struct, frozen=True):
     incarnation: int
+    format: int = FORMAT
     format: int = FORMAT  # files of the first versions have none
 
 
@@ -411,13 +416,14 @@ def read_incarnation(directory: Path, *, files: Files = OS_FILES) -> int:
 
 def _decode_boot(path: Path, data: bytes) -> int:
     try:
+        found = msgspec.json.decode(data, type=_BootFormat).format  # first: see `_decode`
+        if found > FORMAT:
+            raise _newer(path, found)
         boot = msgspec.json.decode(data, type=_BootFile)
-        if boot.format <= FORMAT and boot.incarnation < 1:
+        if boot.incarnation < 1:
             raise ValueError(f"{boot.incarnation} is no count")
     except (msgspec.DecodeError, ValueError) as error:
         raise CorruptLogError(
             "no boot counter", path=str(path), offset=0, why=str(error), try_=_HOW_TO_GO_ON
         ) from error
-    if boot.format > FORMAT:
-        raise _newer(path, boot.format)
     return boot.incarnation
