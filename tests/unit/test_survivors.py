@@ -158,3 +158,14 @@ def run_a_while(size: int, draws: random.Random) -> CoreCluster:
         cluster.cut([leader])
         cluster.run(1_000)
     return cluster
+
+
+def test_what_a_snapshot_covers_is_committed_and_counts_for_a_log_that_lags_it() -> None:
+    """A crash between a received snapshot and the log: its end ranks, and is certain."""
+    long = survivor(1, [1, 1, 1, 1])
+    lags = survivor(2, [1])._replace(snapshot=EntryId(6, 2))
+    found = compare([long, lags])
+    assert found.best is lags
+    assert (lags.last_id, found.certain_index) == (EntryId(6, 2), 6)
+    usual = survivor(3, [1, 1, 1])._replace(snapshot=EntryId(2, 1))
+    assert (usual.last_id, compare([usual]).certain_index) == (EntryId(3, 1), 2)

@@ -78,9 +78,10 @@ def take(
 
     def human() -> None:
         for one in found:
-            assert one.meta is not None
+            meta = one.meta
+            assert meta is not None
             place = f"{one.node}/snap/{one.path.name}"
-            run.out.line(f"{place}  {one.meta.size_bytes} bytes, all before index {one.meta.index}")
+            run.out.line(f"{place}  {meta.size_bytes} bytes, the state after index {meta.index}")
 
     run.out.result(document, human)
     return EXIT_OK

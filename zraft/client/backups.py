@@ -126,6 +126,8 @@ def _apply(
     replica: Replica, log: LogFacts, member: Member, configuration: Configuration, index: int
 ) -> Configuration:
     entries = log.entries
+    if index == replica.applied.index:
+        return configuration
     if index > entries.last_index:
         raise _too_short(member, log, index)
     begin = replica.applied.index + 1 - entries.first_index

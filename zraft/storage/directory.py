@@ -117,7 +117,6 @@ class _BootFormat(msgspec.Struct, frozen=True):
 class _BootFile(msgspec.Struct, frozen=True):
     incarnation: int
     format: int = FORMAT
-    format: int = FORMAT  # files of the first versions have none
 
 
 def new_id() -> int:

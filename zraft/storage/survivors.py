@@ -33,11 +33,14 @@ class Survivor(NamedTuple):
 
     member: Member
     log: LogFacts
+    snapshot: EntryId = EntryId(0, 0)  # where its newest sound snapshot ends
 
     @property
     def last_id(self) -> EntryId:
-        """Index and term of the last sound entry."""
+        """Index and term of the last sound entry, be it one that a snapshot covers."""
         entries = self.log.entries
+        if self.snapshot.index > entries.last_index:
+            return self.snapshot  # a crash fell between its file and the log
         term = entries.terms[-1] if entries.terms else self.log.compacted.term
         return EntryId(entries.last_index, term)
 
@@ -74,7 +77,7 @@ class Finding(NamedTuple):
     missing: list[MemberId]  # its voters that are not among the survivors
     has_quorum: bool  # the survivors can elect a leader: nothing has to be recovered
     may_be_lost: bool  # committed entries may exist that no survivor holds
-    certain_index: int  # committed for certain: compacted on some survivor
+    certain_index: int  # committed for certain: in a snapshot of some survivor
     shared_index: int  # up to here as many survivors as it takes for a quorum hold the same
     contradictions: list[tuple[str, int]]  # who holds, from which index on, something else
 
@@ -97,7 +100,7 @@ def compare(survivors: Sequence[Survivor]) -> Finding:
         missing=missing,
         has_quorum=all(_is_majority(present, group) for group in groups),
         may_be_lost=all(_is_majority(set(unsure), group) for group in groups),
-        certain_index=max(one.log.compacted.index for one in ordered),
+        certain_index=max(max(one.log.compacted.index, one.snapshot.index) for one in ordered),
         shared_index=_shared_index(ordered, configuration),
         contradictions=[
             (one.member.name, index)
