@@ -152,6 +152,39 @@ class Retire(msgspec.Struct, tag="retire", frozen=True):
     """End the supervisor and leave the nodes alone: a newer supervisor takes over."""
 
 
+class AddMember(msgspec.Struct, tag="add-member", frozen=True, kw_only=True):
+    """Make a node and start it: recorded, its directory, its process. It is no member of Raft yet.
+
+    The id is chosen by who asks, so that asking again goes on with the same node. Without a `name`
+    it gets the first free one of n1, n2, …
+    """
+
+    member_id: str  # 16 hex digits
+    name: str = ""
+    timeout_ms: int = 30_000
+
+
+class ReplaceMember(msgspec.Struct, tag="replace-member", frozen=True, kw_only=True):
+    """Give a node that does not run a new directory and a new id; the old one is kept aside."""
+
+    name: str
+    old_id: str
+    member_id: str
+    timeout_ms: int = 30_000
+
+
+class DropMember(msgspec.Struct, tag="drop-member", frozen=True, kw_only=True):
+    """Stop a node and forget it; its directory is kept aside, or deleted with `purge`.
+
+    Only for a member that the log does not name any more, which who asks has to know.
+    """
+
+    name: str
+    member_id: str
+    purge: bool = False
+    timeout_ms: int = 30_000
+
+
 class PutFault(msgspec.Struct, tag="put-fault", frozen=True, kw_only=True):
     """Hold a network fault; see `FaultRule`. Answered when every living node has it in force.
 
@@ -185,7 +218,10 @@ class GetFaults(msgspec.Struct, tag="get-faults", frozen=True):
     """The faults that are held."""
 
 
-SupervisorRequest = Hello | GetTable | Up | Act | Down | Retire | PutFault | HealFaults | GetFaults
+MemberRequest = AddMember | ReplaceMember | DropMember
+SupervisorRequest = (
+    Hello | GetTable | Up | Act | Down | Retire | MemberRequest | PutFault | HealFaults | GetFaults
+)
 
 
 # ------------------------------------------------------------------------------------- answers
@@ -234,6 +270,17 @@ class ActReply(msgspec.Struct, tag="act-reply", frozen=True):
     results: list[ActionResult]
 
 
+class MemberReply(msgspec.Struct, tag="member-reply", frozen=True, kw_only=True):
+    """The node is there and runs (or why it does not), or it is gone."""
+
+    name: str
+    member_id: str
+    changed: bool  # False: it was so already
+    pid: int | None = None
+    data: str = ""  # the directory that was kept aside, by name; empty when there is none
+    failure: ControlFailure | None = None
+
+
 class DownReply(msgspec.Struct, tag="down-reply", frozen=True, kw_only=True):
     """No node process is left; the supervisor ends right after this."""
 
@@ -269,6 +316,7 @@ SupervisorReply = (
     | Progress
     | UpReply
     | ActReply
+    | MemberReply
     | DownReply
     | RetireReply
     | FaultsReply

@@ -254,6 +254,24 @@ EVENTS: dict[str, EventSpec] = {
     "supervisor.stopped": _log(
         "info", "reason", "supervisor stopped: {reason}", "The supervisor ended in order."
     ),
+    "supervisor.member_added": _log(
+        "info",
+        "name member_id",
+        "{name} was added as member {member_id}",
+        "A node came after `up`: recorded, its directory made. The log decides whether it votes.",
+    ),
+    "supervisor.member_replaced": _log(
+        "warning",
+        "name member_id",
+        "{name} got a new directory and is member {member_id} now",
+        "The old directory was put aside: what it remembered is lost, so it is another member.",
+    ),
+    "supervisor.member_removed": _log(
+        "info",
+        "name member_id data",
+        "{name} (member {member_id}) was taken out; its data: {data}",
+        "A removed member was stopped and forgotten. `data`: its directory, empty when deleted.",
+    ),
     "process.spawned": _log(
         "info", "name child_pid", "{name} started as pid {child_pid}", "A node process was started."
     ),

@@ -4,6 +4,7 @@
     STATE/<cluster>/supervisor/{lock,state.json,log.jsonl,err}
     STATE/<cluster>/n1/{member.json,boot.json,lock,node.json,exit.json,wal/,
                         log.jsonl,trace.jsonl,err}
+    STATE/<cluster>/n1.{removed,quarantine}-<time>      what a former member left
     RUN/zraft/<8 hex of the cluster directory's real path>/{s.ctl,n1.peer,n1.client,n1.ctl,n1.bulk}
 
 STATE is `$ZRAFT_HOME`, else `$XDG_STATE_HOME/zraft`, else `~/.local/state/zraft`. RUN is
@@ -31,7 +32,8 @@ from zraft.errors import ConfigError, ControlError, ForeignDataError, NotRunning
 FORMAT = 1
 DEFAULT_CLUSTER = "default"
 MAX_SOCKET_PATH_BYTES = 107
-MAX_NODES = 9
+MAX_NODES = 9  # at one time
+MAX_NODE_NAME = 12
 TCP_FIRST_PORT = 21000
 TCP_SLOTS = 390
 TCP_PORTS_PER_SLOT = 30  # below 32768: an ephemeral port can connect to itself
@@ -39,20 +41,50 @@ TCP_BULK_OFFSET = 2 * MAX_NODES  # in a slot, after the ports of peers and clien
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 
+_NODE_NAME = re.compile(rf"[a-z][a-z0-9_-]{{0,{MAX_NODE_NAME - 1}}}")
+_TAKEN = frozenset(
+    """supervisor s all up down leader follower followers candidate random minority majority
+    learner learners voters""".split()
+)
+
 EndpointKind = Literal["peer", "client", "ctl", "bulk"]
 ENDPOINT_KINDS: tuple[EndpointKind, ...] = get_args(EndpointKind)
 
 
 class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A member of the base configuration. `new`: its directory may still have to be made."""
+    """A node of the cluster; who votes is decided by the log alone.
+
+    `new`: its directory may still have to be made. `joined`: it came after `up`, so it does not
+    stand in the base configuration. `position` is that of its tcp ports and never changes; -1 in
+    files of before there was such a field: the place in the list.
+    """
 
     name: str
     member_id: str  # 16 hex digits
     new: bool = True
+    joined: bool = False
+    position: int = -1
+
+
+class FormerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A member that was taken out. Nothing starts it again, and its member id never comes back.
+
+    Its directory was renamed to `data`, in the cluster's directory; empty: it was deleted, or there
+    was none. `moved` is false between the decision and the rename.
+    """
+
+    name: str
+    member_id: str
+    joined: bool
+    position: int
+    how: Literal["removed", "replaced"]
+    data: str
+    moved: bool
+    wall_ms: int  # wall clock, ms since the epoch: for people
 
 
 class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`cluster.toml`: identity, members at `up`, and the settings that every node runs with."""
+    """`cluster.toml`: identity, the nodes, and the settings that every node runs with."""
 
     format: int
     name: str
@@ -64,6 +96,7 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     members: list[MemberRecord]
     settings: dict[str, dict[str, object]]
     restored_from: str = ""  # the backup from which new members' directories are made
+    former: list[FormerMember] = []
 
     @property
     def cluster_bytes(self) -> bytes:
@@ -75,11 +108,30 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The nodes' names in the order of the file."""
         return [member.name for member in self.members]
 
+    @property
+    def base(self) -> list[tuple[str, int]]:
+        """The base configuration, names and ids as `up` made them: equal in every directory."""
+        found = [
+            (self.position(member), member.name, member.member_id)
+            for member in self.members
+            if not member.joined
+        ]
+        found += [(m.position, m.name, m.member_id) for m in self.former if not m.joined]
+        return [(name, int(member_id, 16)) for _, name, member_id in sorted(found)]
+
+    def position(self, member: MemberRecord) -> int:
+        """Return which pair of tcp ports is a member's."""
+        return member.position if member.position >= 0 else self.members.index(member)
+
+    def member(self, name: str) -> MemberRecord | None:
+        """Return the record of a node, None when there is no such node."""
+        return next((member for member in self.members if member.name == name), None)
+
     def member_id(self, name: str) -> int:
         """Return the member id of `name`; ControlError when there is no such node."""
-        for member in self.members:
-            if member.name == name:
-                return int(member.member_id, 16)
+        member = self.member(name)
+        if member is not None:
+            return int(member.member_id, 16)
         raise ControlError(
             f'no node "{name}"',
             why=f"cluster {self.name} has {', '.join(self.names)}",
@@ -97,7 +149,9 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the ZeroMQ endpoint of a node. Control sockets are ipc always."""
         if self.transport == "ipc" or kind == "ctl":
             return f"ipc://{self.socket_dir}/{name}.{kind}"
-        position = self.names.index(name)
+        member = self.member(name)
+        assert member is not None, f"no node {name}"
+        position = self.position(member)
         assert position < MAX_NODES, "there are ports for so many"
         offset = 2 * position + (1 if kind == "client" else 0)
         if kind == "bulk":
@@ -107,6 +161,20 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def supervisor_endpoint(self) -> str:
         """Return the endpoint of the supervisor's control socket."""
         return f"ipc://{self.socket_dir}/s.ctl"
+
+
+def check_node_name(name: str) -> str:
+    """Return `name` if it can name a node; ControlError otherwise.
+
+    Words of the target grammar, and what the cluster's directory holds already, are no names.
+    """
+    if not _NODE_NAME.fullmatch(name) or name in _TAKEN:
+        raise ControlError(
+            f'"{name}" can not name a node',
+            why=f"a name is a letter and up to {MAX_NODE_NAME - 1} of a-z 0-9 _ -, and no role",
+            try_="zraft node add    (takes the first free of n1, n2, …)",
+        )
+    return name
 
 
 def state_root(environ: Mapping[str, str]) -> Path:
@@ -145,7 +213,7 @@ def socket_dir(directory: Path, environ: Mapping[str, str]) -> Path:
     """Return the directory of a cluster's sockets; ConfigError when its path is too long."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:8]
     path = runtime_root(environ) / digest
-    longest = len(os.fsencode(path)) + len("/n99.client")
+    longest = len(os.fsencode(path)) + 1 + MAX_NODE_NAME + len(".client")
     if longest > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"{path} is too long for Unix sockets",

@@ -6,8 +6,8 @@
     4. processes
 
 A member that is not `new` never gets a directory again: an empty one is a lost memory, and a node
-that finds it so ends with 65. The membership recorded here is the base configuration (index 0), the
-same bytes in every directory.
+that finds it so ends with 65. The membership of `up` is the base configuration (index 0), the same
+bytes in every directory, also in those of members that come later (`zraft_supervisor.members`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def new_cluster(place: Place, up: Up, environ: Mapping[str, str]) -> ClusterFile
         socket_dir=str(socket_dir(place.directory, environ)),
         base_port=free_base_port(place.directory, nodes) if transport == "tcp" else 0,
         ephemeral=up.ephemeral,
-        members=[MemberRecord(f"n{number}", _random_id()) for number in range(1, nodes + 1)],
+        members=[
+            MemberRecord(f"n{number}", _random_id(), position=number - 1)
+            for number in range(1, nodes + 1)
+        ],
         settings=checked_settings(up.settings or {}),
         restored_from=up.restore or "",
     )
@@ -94,7 +97,7 @@ def make_members(place: Place, cluster: ClusterFile, on_step: Callable[[str], No
         assert backup is not None
         seed_member(directory, member.identity, member.configuration, backup)
 
-    base = [NamedMember(name, cluster.member_id(name)) for name in cluster.names]
+    base = [NamedMember(name, member_id) for name, member_id in cluster.base]
     for member in cluster.members:
         if member.new:
             create_member(
@@ -104,7 +107,7 @@ def make_members(place: Place, cluster: ClusterFile, on_step: Callable[[str], No
                 cluster=cluster.name,
                 cluster_id=int(cluster.cluster_id, 16),
                 members=base,
-                seed=None if backup is None else seed,
+                seed=None if backup is None or member.joined else seed,
             )
             on_step(f"directory of {member.name} made")
     if not fresh:
@@ -143,13 +146,15 @@ def write_cluster_file(directory: Path, cluster: ClusterFile) -> None:
 def render_cluster_file(cluster: ClusterFile) -> str:
     """Return the TOML that `paths.read_cluster_file` reads back."""
     plain = msgspec.to_builtins(cluster)
-    members, settings = plain.pop("members"), plain.pop("settings")
+    members, settings, former = (plain.pop(key) for key in ("members", "settings", "former"))
     lines = [
-        "# Written by zraft when the cluster was made. Member ids are identities: never edit them.",
+        "# Written by zraft. Member ids are identities: never edit them.",
         *_pairs(plain),
     ]
     for member in members:
         lines += ["", "[[members]]", *_pairs(member)]
+    for member in former:
+        lines += ["", "[[former]]", *_pairs(member)]
     for section, values in settings.items():
         lines += ["", f"[settings.{section}]", *_pairs(values)]
     return "\n".join(lines) + "\n"
@@ -175,7 +180,7 @@ def free_base_port(directory: Path, nodes: int) -> int:
     for step in range(TCP_SLOTS):
         base = TCP_FIRST_PORT + (first + step) % TCP_SLOTS * TCP_PORTS_PER_SLOT
         offsets = [*range(2 * nodes), *range(TCP_BULK_OFFSET, TCP_BULK_OFFSET + nodes)]
-        if all(_can_bind(base + offset) for offset in offsets):
+        if all(can_bind(base + offset) for offset in offsets):
             return base
     raise SupervisorError(
         "no free tcp ports",
@@ -185,7 +190,8 @@ def free_base_port(directory: Path, nodes: int) -> int:
     )
 
 
-def _can_bind(port: int) -> bool:
+def can_bind(port: int) -> bool:
+    """Return whether nobody listens on a port of this host."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -249,6 +249,9 @@ class FaultBook:
         self._end(over)
         for pid in gone | {pid for pid in self._owners if not self._owns(pid)}:
             self._unwatch(pid)
+        nodes = [*nodes]
+        for name in self._lines.keys() - {node.name for node in nodes}:
+            self._close_line(name)  # it was removed
         for node in nodes:
             self._keep_line(node, now_ms)
             line = self._lines.get(node.name)

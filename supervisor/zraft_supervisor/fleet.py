@@ -23,6 +23,7 @@ from zraft import clock
 from zraft.api import Stop
 from zraft.client.ownership import Owner, find_owner, find_starting
 from zraft.config import Config
+from zraft.config import Supervisor as SupervisorConfig
 from zraft.control_api import NodeRecord, NodeRow, Progress
 from zraft.errors import EXIT_LOCKED
 from zraft.paths import ClusterFile
@@ -112,29 +113,34 @@ class Fleet:
             StorageError: the record cannot be read or set aside.
         """
         records, self.rebuilt = self._store.load()
-        config = msgspec.convert(cluster.settings, Config).supervisor
-        self.restarts = config.restart
-        policy = Policy(
-            backoff_min_ms=config.backoff_min_ms,
-            backoff_max_ms=config.backoff_max_ms,
-            crash_limit=config.crash_limit,
-            crash_window_ms=config.crash_window_s * 1000,
-            healthy_after_ms=config.healthy_after_s * 1000,
-            start_timeout_ms=config.start_timeout_s * 1000,
-            stop_timeout_ms=config.stop_timeout_s * 1000,
-        )
+        self.restarts = msgspec.convert(cluster.settings, Config).supervisor.restart
         owners = self._find_owners([self._directory / name for name in cluster.names])
         for name in cluster.names:
-            directory = self._directory / name
-            owner = owners[directory]
-            record = records.get(name) or _record_of(owner, restart=config.restart)
-            process = Process.from_record(name, policy, self._random, record)
-            node = Node(process, directory, cluster.endpoint(name, "ctl"))
-            self.nodes[name] = node
-            self._settle(node, owner, hold=True)
+            owner = owners[self._directory / name]
+            record = records.get(name) or _record_of(owner, restart=self.restarts)
+            self._settle(self._make(cluster, name, record), owner, hold=True)
         if self._absent:
             self._hold_until_ms = clock.now_ms() + HOLD_MS
         return [node.name for node in self.nodes.values() if node.child is not None]
+
+    def add(self, cluster: ClusterFile, name: str) -> Node:
+        """Take in a node that came later; nothing is started. One that is known stays as it is."""
+        if name in self.nodes:
+            return self.nodes[name]
+        return self._make(cluster, name, NodeRecord(desired="down", restart=self.restarts))
+
+    def remove(self, name: str) -> None:
+        """Forget a node that has no process."""
+        node = self.nodes.pop(name)
+        assert node.child is None, f"{name} is removed while it runs"
+        self._absent.discard(name)
+
+    def _make(self, cluster: ClusterFile, name: str, record: NodeRecord) -> Node:
+        policy = _policy(msgspec.convert(cluster.settings, Config).supervisor)
+        process = Process.from_record(name, policy, self._random, record)
+        node = Node(process, self._directory / name, cluster.endpoint(name, "ctl"))
+        self.nodes[name] = node
+        return node
 
     def _find_owners(self, directories: list[Path]) -> dict[Path, Owner]:
         program = self._program.name
@@ -443,6 +449,19 @@ class Fleet:
         for node in self:
             if node.child is not None:
                 self._forget(node, node.child)
+
+
+def _policy(config: SupervisorConfig) -> Policy:
+    """Return how patient the configuration wants the supervisor to be."""
+    return Policy(
+        backoff_min_ms=config.backoff_min_ms,
+        backoff_max_ms=config.backoff_max_ms,
+        crash_limit=config.crash_limit,
+        crash_window_ms=config.crash_window_s * 1000,
+        healthy_after_ms=config.healthy_after_s * 1000,
+        start_timeout_ms=config.start_timeout_s * 1000,
+        stop_timeout_ms=config.stop_timeout_s * 1000,
+    )
 
 
 def _record_of(owner: Owner, *, restart: bool) -> NodeRecord:

@@ -176,12 +176,19 @@ def make_socket_dir(path: Path, environ: Mapping[str, str]) -> None:
 def remove_sockets(cluster: ClusterFile) -> None:
     """Remove every socket of a cluster that has no process any more, and their directory."""
     directory = Path(cluster.socket_dir)
-    names = [f"{name}.{kind}" for name in cluster.names for kind in ENDPOINT_KINDS]
-    for name in [*names, "s.ctl"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(directory / name)
+    for name in cluster.names:
+        remove_sockets_of(cluster, name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / "s.ctl")
     with contextlib.suppress(OSError):  # there are files that we did not make: they stay
         directory.rmdir()
+
+
+def remove_sockets_of(cluster: ClusterFile, name: str) -> None:
+    """Remove the sockets of a node that has no process any more."""
+    for kind in ENDPOINT_KINDS:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(Path(cluster.socket_dir) / f"{name}.{kind}")
 
 
 def remove_data(place: Place, cluster: ClusterFile | None) -> None:
@@ -196,6 +203,7 @@ def remove_data(place: Place, cluster: ClusterFile | None) -> None:
         for name in ("cluster.toml", "cluster.toml.tmp"):
             (place.directory / name).unlink(missing_ok=True)
         names = cluster.names if cluster is not None else []
+        names += [member.data for member in cluster.former if member.data] if cluster else []
         for name in [*names, *(f".{name}.new" for name in names)]:
             if (place.directory / name).is_dir():
                 shutil.rmtree(place.directory / name)

@@ -29,16 +29,20 @@ from zraft.control_api import (
     STOPPING,
     SUPERVISOR_CONTROL_VERSION,
     Act,
+    AddMember,
     Down,
     DownReply,
+    DropMember,
     FaultsReply,
     GetFaults,
     GetTable,
     HealFaults,
     Hello,
     HelloReply,
+    MemberReply,
     Progress,
     PutFault,
+    ReplaceMember,
     Retire,
     RetireReply,
     SupervisorReply,
@@ -70,6 +74,8 @@ from zraft_supervisor.layout import (
     remove_data,
     remove_sockets,
 )
+from zraft_supervisor.member_requests import MemberBook
+from zraft_supervisor.members import settle
 from zraft_supervisor.requests import Pending, PendingAct, PendingDown, PendingUp
 from zraft_supervisor.state import StateStore
 
@@ -150,13 +156,23 @@ class Supervisor:
             on_step=on_step,
         )
         self._faults = FaultBook(place.directory, self._context, self._poller, self._telemetry.emit)
-        names = self._fleet.load(self._cluster) if self._cluster is not None else []
+        self._members = MemberBook(
+            place, self._fleet, self._telemetry.emit, keep=self._keep_cluster, on_step=on_step
+        )
+        names = self._take_over()
         self._control = ControlSocket(self._context, self._prepare_sockets())
         self._poller.register(self._control.router, zmq.POLLIN)
         self._signals = Signals()
         self._poller.register(self._signals.fd, zmq.POLLIN)
         _write_lock_file(place, LockFile(os.getpid(), self.endpoint, version))
         self._announce(names)
+
+    def _take_over(self) -> list[str]:
+        """Finish what an earlier supervisor began, watch what it started; return who lives."""
+        if self._cluster is None:
+            return []
+        self._cluster = settle(self.place, self._cluster, self._on_step)
+        return self._fleet.load(self._cluster)
 
     @property
     def endpoint(self) -> str:
@@ -272,12 +288,20 @@ class Supervisor:
                 raise _stopping(self.place.name)
             case Up():
                 self._waiting.append(Waiting(identity, self._up(identity, request)))
+            case AddMember() | ReplaceMember() | DropMember():
+                outcome = self._members.begin(self._known_cluster, request)
+                self._fleet.end_hold()
+                if isinstance(outcome, MemberReply):
+                    return outcome
+                self._waiting.append(Waiting(identity, outcome))
             case Act():
-                self._check_cluster()
+                # an addition that a crash cut short may lack its directory
+                self._cluster = creation.make_members(
+                    self.place, self._known_cluster(), self._on_step
+                )
                 self._waiting.append(Waiting(identity, PendingAct(self._fleet, request)))
                 self._fleet.end_hold()
             case PutFault() | HealFaults():
-                self._check_cluster()
                 self._begin_fault(identity, request)
             case GetFaults():
                 return self._faults.all_faults()
@@ -328,8 +352,7 @@ class Supervisor:
         if isinstance(request, HealFaults):
             reply = self._faults.heal(request)
         else:
-            assert self._cluster is not None
-            if msgspec.convert(self._cluster.settings, Config).testing.faults == "refused":
+            if msgspec.convert(self._known_cluster().settings, Config).testing.faults == "refused":
                 raise ControlError(
                     f'the nodes of "{self.place.name}" refuse faults',
                     why='they were started with testing.faults = "refused" (--no-faults)',
@@ -341,10 +364,14 @@ class Supervisor:
         )
         self._fleet.end_hold()
 
-    def _check_cluster(self) -> None:
+    def _keep_cluster(self, cluster: ClusterFile) -> None:
+        self._cluster = cluster
+
+    def _known_cluster(self) -> ClusterFile:
         if self._cluster is None:
             self._leave = "no such cluster"
             raise NotRunning(f'no cluster "{self.place.name}"', try_="zraft cluster up -n 5")
+        return self._cluster
 
     def _retire(self) -> SupervisorReply:
         if self._foreground:
@@ -372,7 +399,10 @@ class Supervisor:
 
     def _answer(self) -> None:
         for waiting in list(self._waiting):
-            reply = waiting.pending.poll()
+            try:
+                reply = waiting.pending.poll()
+            except ZraftError as error:
+                reply = failure_of(error)
             if reply is not None:
                 self._waiting.remove(waiting)
                 self._control.send(waiting.identity, reply)

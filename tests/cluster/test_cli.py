@@ -270,10 +270,10 @@ def test_terminal_gets_colour_and_the_whole_table(zraft: Shell) -> None:
 
 
 def test_all_at_once_restart_keeps_what_was_acknowledged(zraft: Shell) -> None:
-    """`cluster restart` comes back with the data and other pids."""
+    """`cluster restart --all-at-once` (kill -9) comes back with the data and other pids."""
     zraft.run("kv", "put", "durable", "yes")
     before = zraft.json("cluster", "status")["nodes"]
-    document = zraft.json("cluster", "restart")
+    document = zraft.json("cluster", "restart", "--all-at-once")
     assert document["restarted"] == ["n1", "n2", "n3"]
     assert {n["pid"] for n in before}.isdisjoint(n["pid"] for n in document["nodes"])
     assert zraft.run("kv", "get", "durable").stdout == b"yes\n"

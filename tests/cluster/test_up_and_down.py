@@ -281,7 +281,7 @@ def test_a_rolling_restart_gives_every_node_a_new_process_one_at_a_time() -> Non
     with home() as place:
         up = place.up(3)
         cluster = place.cluster()
-        results = cluster.restart()
+        results = cluster.restart().results
         assert all(result.failure is None for result in results)
         assert results[-1].name == up.leader
         assert {result.incarnation for result in results} == {2}

@@ -161,15 +161,13 @@ def test_nouns_of_the_future_are_refused(noun: str, capsys: pytest.CaptureFixtur
     [
         ("cluster", "up", "--tempo", "demo"),
         ("cluster", "up", "--dashboard=80"),
-        ("cluster", "restart", "--rolling"),
         ("logs", "tail", "--columns"),
         ("kv", "put", "a", "b", "--ttl", "3s"),
         ("kv", "watch", "a"),
-        ("node", "add"),
+        ("node", "watch"),
         ("fault", "hold", "--link", "n1:n2"),
         ("fault", "partition", "--shape", "ring"),
         ("cluster", "status", "--dry-run"),
-        ("cluster", "wait", "--for", "index>=3"),
     ],
 )
 def test_flags_and_verbs_of_the_future_are_refused(

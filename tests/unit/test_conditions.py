@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from zraft.api import NodeStatus
+from zraft.api import NodeStatus, PeerStatus
 from zraft.client.conditions import check_conditions, leadership, unmet
 from zraft.errors import ControlError
 
@@ -100,5 +101,115 @@ def test_unknown_conditions_are_refused(condition: str) -> None:
 
 
 def test_known_conditions_are_taken() -> None:
-    """The three of the command line."""
+    """The first three of the command line."""
     check_conditions(["leader", "converged", "up=5"], 5)
+
+
+def configured(
+    name: str, leader: str | None, term: int, *, voters: str, more: dict[str, object] | None = None
+) -> NodeStatus:
+    """Return what a node says, its configuration included."""
+    status = view(name, leader, term)
+    return msgspec.structs.replace(status, voters=voters.split(), **(more or {}))
+
+
+def test_a_majority_is_one_of_the_voters_and_not_of_the_nodes() -> None:
+    """Learners and removed nodes neither help a leader nor stand in its way."""
+    voters = "n1 n2 n3"
+    statuses: dict[str, NodeStatus | None] = {
+        "n1": configured("n1", "n1", 2, voters=voters, more={"learners": ["n4", "n5"]}),
+        "n2": configured("n2", "n1", 2, voters=voters),
+        "n3": None,
+        "n4": None,
+        "n5": None,
+    }
+    assert leadership(statuses) is not None
+    statuses["n2"], statuses["n4"], statuses["n5"] = (
+        None,
+        configured("n4", "n1", 2, voters=voters),
+        configured("n5", "n1", 2, voters=voters),
+    )
+    assert leadership(statuses) is None
+
+
+def test_while_a_change_is_under_way_both_majorities_count() -> None:
+    """Raft §6: new voters n1 n4 n5, old ones n1 n2 n3."""
+    joint = {"outgoing": ["n1", "n2", "n3"], "config_committed": False}
+    statuses: dict[str, NodeStatus | None] = {
+        "n1": configured("n1", "n1", 2, voters="n1 n4 n5", more=joint),
+        "n2": view("n2", "n1", 2),
+        "n3": None,
+        "n4": None,
+        "n5": None,
+    }
+    assert leadership(statuses) is None
+    statuses["n4"] = view("n4", "n1", 2)
+    assert leadership(statuses) is not None
+    assert unmet("voters=3", statuses) == "a change of membership is under way"
+
+
+def test_a_leader_outside_its_configuration_does_not_count_itself() -> None:
+    """It manages its own removal, and needs a majority of the others."""
+    statuses: dict[str, NodeStatus | None] = {
+        "n1": configured("n1", "n1", 2, voters="n2 n3"),
+        "n2": view("n2", "n1", 2),
+        "n3": None,
+    }
+    assert leadership(statuses) is None
+    statuses["n3"] = view("n3", "n1", 2)
+    assert leadership(statuses) is not None
+
+
+def test_conditions_about_members() -> None:
+    """`voters=N`, and a learner that holds everything that is committed."""
+    peer = PeerStatus("n3", connected=True, match_index=4, voter=False)
+    leader = configured("n1", "n1", 2, voters="n1 n2", more={"learners": ["n3"], "peers": [peer]})
+    statuses: dict[str, NodeStatus | None] = {"n1": leader, "n2": view("n2", "n1", 2), "n3": None}
+    assert unmet("voters=2", statuses) == ""
+    assert unmet("voters=3", statuses) == "the voters are n1, n2"
+    assert unmet("learner-caught-up=n3", statuses) == "n3 has 4 of 5 entries"
+    assert unmet("learner-caught-up=n4", statuses) == "n4 is no member"
+    peers = [msgspec.structs.replace(peer, match_index=5)]
+    statuses["n1"] = msgspec.structs.replace(leader, peers=peers)
+    assert unmet("learner-caught-up=n3", statuses) == ""
+    assert unmet("learner-caught-up=n1", statuses) == ""
+
+
+def test_a_removed_node_that_still_runs_does_not_hinder_convergence() -> None:
+    """It gets nothing any more, and need not have it."""
+    statuses: dict[str, NodeStatus | None] = {
+        "n1": configured("n1", "n1", 2, voters="n1 n2"),
+        "n2": view("n2", "n1", 2),
+        "n3": view("n3", None, 1, commit=1),
+    }
+    assert unmet("converged", statuses) == ""
+
+
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("no-leader", "n1 leads term 2"),
+        ("leader!=n1", "n1 leads term 2"),
+        ("leader!=n2", ""),
+        ("quorum", ""),
+        ("term>=3", "the term is 2"),
+        ("term>=2", ""),
+        ("index>=6", "the commit index is 5"),
+        ("index>=5", ""),
+        ("faults=0", ""),
+        ("faults=1", "0 faults are in force"),
+    ],
+)
+def test_the_other_conditions(condition: str, why: str) -> None:
+    """Each with what is seen."""
+    check_conditions([condition], 3)
+    assert unmet(condition, views(("n1", 2), ("n1", 2), None)) == why
+
+
+def test_a_quorum_is_asked_of_the_newest_configuration() -> None:
+    """Without a leader the views decide who votes."""
+    newer = configured("n1", None, 3, voters="n1 n2 n3", more={"config_index": 9})
+    statuses: dict[str, NodeStatus | None] = {"n1": newer, "n2": None, "n3": None, "n4": None}
+    assert unmet("quorum", statuses) == "1 of 3 voters answer"
+    assert unmet("no-leader", statuses) == ""
+    assert unmet("quorum", {"n1": None}) == "0 of 1 voters answer"

@@ -6,7 +6,6 @@ and says what happened and what to do next.
 
 from __future__ import annotations
 
-import re
 import select
 import sys
 from collections.abc import Mapping
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zraft import clock
+from zraft.cli.confirm import confirm
 from zraft.cli.durations import format_ms
-from zraft.cli.errors import EXIT_DEGRADED, EXIT_NO_QUORUM, EXIT_OK, refuse_not_built
+from zraft.cli.errors import EXIT_DEGRADED, EXIT_NO_QUORUM, EXIT_OK
 from zraft.cli.options import Run, command, noun
 from zraft.cli.output import Cell, Output, plural
 from zraft.errors import ControlError, NotRunning
@@ -38,9 +38,6 @@ app = noun(
 
 UP_TIMEOUT_MS = 30_000
 WATCH_S = 1.0
-_LATER_CONDITION = re.compile(
-    r"quorum|no-leader|leader!=.+|(term|index)>=\d+|learner-caught-up=.+|faults=\d+"
-)
 
 
 def observe(cluster: Cluster, timeout_ms: int = 1_000) -> dict[str, Any]:
@@ -355,25 +352,23 @@ def list_(run: Run) -> int:
     "cluster wait",
     examples=[
         "zraft cluster wait --for leader --for converged --timeout 5s && echo ok",
-        "zraft cluster wait --for up=5",
+        "zraft cluster wait --for up=5 --for voters=5",
+        "zraft cluster wait --for learner-caught-up=n6",
     ],
 )
 def wait(
     run: Run,
     conditions: Annotated[
         list[str] | None,
-        typer.Option("--for", metavar="CONDITION", help="leader, converged, up=N; all must hold."),
+        typer.Option(
+            "--for", metavar="CONDITION", help="leader, converged, voters=5 …; all must hold."
+        ),
     ] = None,
 ) -> int:
     """Wait until all conditions hold at the same time; exit 6 says which one does not."""
     from zraft.client.control import Cluster, check_conditions
 
     wanted = conditions or ["leader"]
-    for condition in wanted:
-        if _LATER_CONDITION.fullmatch(condition):
-            raise refuse_not_built(
-                f"the condition {condition}", instead=("leader, converged or up=N",)
-            )
     cluster = Cluster.open(run.cluster, run.environ)
     check_conditions(wanted, len(cluster.file.names))
     with run.out.working(f"waiting for {', '.join(wanted)}"):
@@ -392,40 +387,7 @@ def wait(
     return EXIT_OK
 
 
-# ---------------------------------------------------------------------------- restart and down
-
-
-@command(app, "cluster restart", examples=["zraft cluster restart"], later=("--rolling",))
-def restart(
-    run: Run,
-    at_once: Annotated[
-        bool, typer.Option("--all-at-once", help="All nodes together (the only way yet).")
-    ] = True,
-) -> int:
-    """Restart all nodes at once: a test of durability. Returns when there is a leader again."""
-    from zraft.cli.node import raise_failures
-    from zraft.client.control import Cluster
-
-    assert at_once
-    cluster = Cluster.open(run.cluster, run.environ)
-    timeout_ms = run.timeout_ms(UP_TIMEOUT_MS)
-    with run.out.working("restarting"):
-        results = cluster.restart(rolling=False, timeout_ms=timeout_ms)
-        raise_failures(results)
-        run.out.progress("waiting for a leader")
-        found = cluster.wait_for(["leader"], timeout_ms=timeout_ms)
-    names = [result.name for result in results]
-    document = {
-        "schema": "zraft.cluster.restart/1",
-        "ok": True,
-        "restarted": names,
-        "leader": found.leader,
-        "term": found.term,
-        "nodes": [{"name": result.name, "pid": result.pid} for result in results],
-    }
-    told = f"restarted {' '.join(names)}; leader {found.leader} in term {found.term}"
-    run.out.result(document, lambda: run.out.line(told))
-    return EXIT_OK
+# --------------------------------------------------------------------------------------- down
 
 
 @command(
@@ -444,7 +406,8 @@ def down(
 
     cluster = Cluster.open(run.cluster, run.environ)
     if purge and not yes:
-        confirm_purge(run, cluster)
+        what = f'Delete all data of cluster "{cluster.name}" in {cluster.directory}'
+        confirm(run, what, flag="--yes", again="zraft cluster down --purge")
     with run.out.working("stopping"):
         result = cluster.down(now=now, purge=purge, timeout_ms=run.timeout_ms(UP_TIMEOUT_MS))
     document = {
@@ -480,18 +443,3 @@ def down(
 
     run.out.result(document, human)
     return EXIT_OK
-
-
-def confirm_purge(run: Run, cluster: Cluster) -> None:
-    """Ask before data is deleted; ControlError when nobody can be asked or the answer is no."""
-    what = f'all data of cluster "{cluster.name}" in {cluster.directory}'
-    if run.no_input:
-        raise ControlError(
-            f"--purge would delete {what}",
-            why="nobody can be asked here",
-            try_=f"zraft cluster down --purge --yes{run.suffix}",
-        )
-    run.out.stderr.write(f"Delete {what}? [y/N] ")
-    run.out.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise ControlError("nothing was deleted or stopped", why="the answer was no")

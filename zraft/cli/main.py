@@ -45,6 +45,8 @@ NOUNS = (
     "config",
     "completion",
 )
+MORE_VERBS = {"node": ("membership", "leadership"), "cluster": ("restart",)}
+"""Modules that hold further verbs of a noun."""
 VERSION = "version"
 DOCTOR = "doctor"
 EXIT_INTERRUPTED = 130
@@ -198,7 +200,10 @@ def load_command(name: str) -> Any:
         return get_command(app)
     if name not in NOUNS:
         return None
-    return get_command(importlib.import_module(f"zraft.cli.{name}").app)
+    app = importlib.import_module(f"zraft.cli.{name}").app
+    for module in MORE_VERBS.get(name, ()):
+        importlib.import_module(f"zraft.cli.{module}")
+    return get_command(app)
 
 
 def _error_output(arguments: Sequence[str]) -> Any:

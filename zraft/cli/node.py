@@ -1,5 +1,7 @@
 """`zraft node`: kill, stop, start, pause single processes, by name or by role, and measure it.
 
+Membership is in `zraft.cli.membership`, leadership in `zraft.cli.leadership`.
+
 Who was meant is resolved once, right before acting, and always said. `--wait` measures what the
 action cost: from the signal to the new leader's first pre-vote, to its leadership, and to the next
 accepted write, all on CLOCK_MONOTONIC.
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from zraft import clock
-from zraft.api import Campaign, NodeStatus, StepDown
+from zraft.api import NodeStatus
 from zraft.cli.durations import format_ms, parse_duration_ms
 from zraft.cli.errors import EXIT_OK
 from zraft.cli.options import Run, command, noun
@@ -29,19 +31,15 @@ if TYPE_CHECKING:
 
 app = noun(
     "node",
-    "Kill, stop, start and pause single nodes. A target is a name or a role.",
+    "Kill, stop, start, pause, add and remove nodes. A target is a name or a role.",
     [
         "zraft node kill leader --wait",
         "zraft node start down",
+        "zraft node add",
         "zraft node pause n2,n3 --for 3s",
     ],
     later=(
         "status",
-        "add",
-        "remove",
-        "promote",
-        "demote",
-        "transfer-leadership",
         "watch",
     ),
 )
@@ -414,51 +412,6 @@ def _repair(run: Run, action: Action, goal: Aim) -> int:
 
     run.out.result(document, human)
     raise_failures(results)
-    return EXIT_OK
-
-
-# ----------------------------------------------------------------------- campaign and step-down
-
-
-@command(app, "node campaign", examples=["zraft node campaign n2"])
-def campaign(run: Run, targets: Targets, expect_term: ExpectTerm = None, seed: Seed = None) -> int:
-    """Make nodes stand for election now, without a pre-vote: the term rises."""
-    return _tell(run, "campaign", Campaign(), aim(run, targets, expect_term, seed))
-
-
-@command(app, "node step-down", examples=["zraft node step-down leader"])
-def step_down(run: Run, targets: Targets, expect_term: ExpectTerm = None, seed: Seed = None) -> int:
-    """Make a leader give up its leadership now; somebody else is elected, or it again."""
-    return _tell(run, "step-down", StepDown(), aim(run, targets, expect_term, seed))
-
-
-def _tell(run: Run, action: str, request: Campaign | StepDown, goal: Aim) -> int:
-    """Send one control request to each node that is meant."""
-    from zraft.api import ControlDone
-
-    messages: dict[str, str] = {}
-    for name in goal.names:
-        reply = goal.cluster.ask(name, request)
-        messages[name] = reply.message if isinstance(reply, ControlDone) else ""
-    document = {
-        "schema": "zraft.node.action/1",
-        "ok": True,
-        "action": action,
-        "target": goal.target,
-        "resolved": goal.names,
-        "signal": None,
-        "old": {"leader": goal.leader, "term": goal.term},
-        "results": [{"name": name, "message": text} for name, text in messages.items()],
-    }
-
-    def human() -> None:
-        if not messages:
-            run.out.line(f"{goal.target} means no node now")
-        for name, text in messages.items():
-            run.out.line(f"{name} ({goal.described(name)}): {printable(text) or 'done'}")
-        run.out.hint(f"who leads now: zraft cluster status{run.suffix}")
-
-    run.out.result(document, human)
     return EXIT_OK
 
 

@@ -14,38 +14,31 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from zraft import clock
 from zraft.api import (
-    ControlFailure,
-    GetStatus,
-    NodeReply,
-    NodeRequest,
-    NodeStatus,
-    Whoami,
-    WhoamiReply,
+    Campaign,
+    StepDown,
 )
-from zraft.client.conditions import Leadership, check_conditions, leadership, unmet
+from zraft.client.conditions import Leadership, check_conditions, leadership
 from zraft.client.faults import Faults
 from zraft.client.launch import Wish, ensure_supervisor, greet, wait_for_end
+from zraft.client.leading import LeadershipChange, stir, transfer
 from zraft.client.link import (
     SupervisorGone,
-    ask_nodes,
     ask_supervisor,
-    error_of,
 )
+from zraft.client.listing import ClusterSummary, list_clusters
+from zraft.client.members import MemberEvent, MemberResult, Members
 from zraft.client.ownership import find_owner
-from zraft.client.record import find_supervisor, rows_without_supervisor
+from zraft.client.record import find_supervisor
 from zraft.client.refusals import DEFAULT_NODES, check_platform
+from zraft.client.restarts import RestartEvent, RestartResult, Rolling, all_at_once
 from zraft.client.up import (
     DEFAULT_TIMEOUT_MS,
-    LOOK_MS,
     ComingUp,
     Foreground,
     Settings,
@@ -54,6 +47,7 @@ from zraft.client.up import (
     UpResult,
     UpSpec,
 )
+from zraft.client.view import TABLE_TIMEOUT_MS, ClusterView, WaitResult
 from zraft.control_api import (
     STOPPING,
     Act,
@@ -63,22 +57,16 @@ from zraft.control_api import (
     Down,
     DownReply,
     GetFaults,
-    GetTable,
-    HelloReply,
-    NodeRow,
+    MemberReply,
+    MemberRequest,
     SupervisorReply,
     SupervisorRequest,
-    TableReply,
 )
 from zraft.errors import (
     EXIT_LOCKED,
-    ControlError,
-    NotRunning,
     SupervisorError,
-    Unavailable,
     ZraftError,
 )
-from zraft.paths import ClusterFile, cluster_dir, read_cluster_file, state_root
 
 __all__ = [
     "DEFAULT_NODES",
@@ -88,6 +76,11 @@ __all__ = [
     "DownResult",
     "Foreground",
     "Leadership",
+    "LeadershipChange",
+    "MemberEvent",
+    "MemberResult",
+    "RestartEvent",
+    "RestartResult",
     "Settings",
     "UpEvent",
     "UpFailed",
@@ -99,22 +92,8 @@ __all__ = [
     "list_clusters",
 ]
 
-TABLE_TIMEOUT_MS = 2_000
+MEMBERS_TIMEOUT_MS = 120_000
 ENDING_MS = 5_000  # how long the supervisor may take to end after its last answer
-
-ClusterState = Literal["running", "degraded", "stopped", "broken"]
-
-
-class ClusterSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `cluster list`. `up` counts living processes, by their locks."""
-
-    name: str
-    directory: str
-    nodes: int
-    up: int
-    state: ClusterState  # running: all · degraded: some · stopped: none · broken: see `error`
-    supervisor_pid: int | None = None
-    error: str = ""
 
 
 class DownResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,72 +109,8 @@ class DownResult(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_ms: int
 
 
-class WaitResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The moment in which all conditions held."""
-
-    elapsed_ms: int
-    leader: str | None
-    term: int | None
-    statuses: dict[str, NodeStatus | None]
-
-
-def list_clusters(environ: Mapping[str, str]) -> list[ClusterSummary]:
-    """Return every cluster of this user, by name. Starts nothing, asks nobody, reads only."""
-    root = state_root(environ)
-    names = sorted(os.listdir(root)) if root.is_dir() else []
-    found = []
-    for name in names:
-        with contextlib.suppress(NotRunning, ControlError):  # not a cluster, or being made
-            found.append(_summary(name, environ))
-    return found
-
-
-def _summary(name: str, environ: Mapping[str, str]) -> ClusterSummary:
-    link = cluster_dir(name, environ)
-    directory = Path(os.path.realpath(link))
-    try:
-        cluster = read_cluster_file(link)
-    except NotRunning:
-        raise
-    except ZraftError as error:
-        return ClusterSummary(
-            name=name, directory=str(directory), nodes=0, up=0, state="broken", error=error.what
-        )
-    up = sum(find_owner(directory / node).kind == "ours" for node in cluster.names)
-    holder = find_supervisor(directory)
-    state: ClusterState = "stopped" if not up else "degraded"
-    return ClusterSummary(
-        name=name,
-        directory=str(directory),
-        nodes=len(cluster.members),
-        up=up,
-        state="running" if up == len(cluster.members) else state,
-        supervisor_pid=holder.pid if holder is not None else None,
-    )
-
-
-class Cluster:
-    """One cluster of this host, found by name. See the module."""
-
-    def __init__(self, link: Path, file: ClusterFile, environ: Mapping[str, str]) -> None:
-        """Use `open`."""
-        self.name = link.name
-        self.link = link
-        self.directory = Path(os.path.realpath(link))
-        self.file = file  # as it was when this object was made; `reload` reads it again
-        self._environ = environ
-
-    @classmethod
-    def open(cls, name: str, environ: Mapping[str, str]) -> Cluster:
-        """Return the cluster `name`; whether anything of it runs is another question.
-
-        Raises:
-            NotRunning: there is no such cluster (exit 3).
-            ControlError: that is no name (exit 2).
-            ForeignDataError, StorageError: its file is not readable (exit 65, 74).
-        """
-        link = cluster_dir(name, environ)
-        return cls(link, read_cluster_file(link), environ)
+class Cluster(ClusterView):
+    """One cluster of this host, found by name. See the module; questions: `ClusterView`."""
 
     @classmethod
     def up(
@@ -218,119 +133,6 @@ class Cluster:
             UpFailed: some node did not start, or no leader appeared in `timeout_ms`.
         """
         return ComingUp(spec, environ, progress).run()
-
-    def reload(self) -> ClusterFile:
-        """Read the cluster file again, keep it as `file` and return it."""
-        self.file = read_cluster_file(self.link)
-        return self.file
-
-    # ---------------------------------------------------------------- questions, no side effect
-
-    def statuses(self, *, timeout_ms: int = 1_000) -> dict[str, NodeStatus | None]:
-        """Ask every node at once, directly; None for one that does not answer in time.
-
-        Returns as soon as all have answered. A node whose socket refuses connections (no process)
-        does not use up the time. Every member has a key, in the order of the cluster file.
-        """
-        answers = self.ask_all(self.file.names, GetStatus(), timeout_ms=timeout_ms)
-        return {
-            name: answer if isinstance(answer, NodeStatus) else None
-            for name, answer in answers.items()
-        }
-
-    def whoami(self, name: str, *, timeout_ms: int = 1_000) -> WhoamiReply:
-        """Return a node's identity. Raises as `ask` does."""
-        reply = self.ask(name, Whoami(), timeout_ms=timeout_ms)
-        if not isinstance(reply, WhoamiReply):
-            raise ControlError(f"{name} gave another answer than was asked for: {reply}")
-        return reply
-
-    def ask(self, name: str, request: NodeRequest, *, timeout_ms: int = 5_000) -> NodeReply:
-        """Send one control request to one node and return its answer, never a failure.
-
-        Raises:
-            ControlError: no such node; or the node refused, with its own code and exit code.
-            NotRunning: no process holds the node's directory (exit 3).
-            Unavailable: the process is there and does not answer in time (exit 6).
-        """
-        self.file.member_id(name)  # refuses a name that is none
-        reply = self.ask_all([name], request, timeout_ms=timeout_ms)[name]
-        if isinstance(reply, ControlFailure):
-            raise error_of(reply)
-        if reply is not None:
-            return reply
-        owner = find_owner(self.directory / name)
-        if owner.kind == "ours":
-            raise Unavailable(
-                f"{name} (pid {owner.pid}) did not answer within {timeout_ms} ms",
-                why="it is paused" if owner.stopped else "it is busy, starting or stopping",
-                try_=f"zraft node resume {name}" if owner.stopped else "again in a moment",
-            )
-        raise NotRunning(
-            f"{name} is not running",
-            why=rows_without_supervisor(self.directory, self.file)[name].message,
-            try_=f"zraft node start {name}",
-        )
-
-    def ask_all(
-        self, names: Sequence[str], request: NodeRequest, *, timeout_ms: int = 1_000
-    ) -> dict[str, NodeReply | None]:
-        """Send one control request to several nodes at once; a refusal is a `ControlFailure`."""
-        endpoints = {name: self.file.endpoint(name, "ctl") for name in names}
-        return ask_nodes(endpoints, request, timeout_ms)
-
-    def table(self) -> dict[str, NodeRow]:
-        """Return the processes' rows, from the supervisor or, without one, from its record."""
-        found = greet(self.directory)
-        if found is not None:
-            with contextlib.suppress(SupervisorGone):
-                reply = ask_supervisor(found.running, GetTable(), timeout_ms=TABLE_TIMEOUT_MS)
-                if isinstance(reply, TableReply) and reply.rows:
-                    return {row.name: row for row in reply.rows}
-        return rows_without_supervisor(self.directory, self.file)
-
-    def supervisor(self) -> HelloReply | None:
-        """Return who supervises this cluster, None when nobody answers. Starts nothing."""
-        found = greet(self.directory)
-        return found.hello if found is not None else None
-
-    def wait_for(
-        self, conditions: Sequence[str], *, timeout_ms: int = DEFAULT_TIMEOUT_MS
-    ) -> WaitResult:
-        """Return when all conditions hold at the same time.
-
-        `leader`: a majority follows one leader. `converged`: there is a leader, and every node
-        that answers has its term, follows it, and has the same commit, applied and last index.
-        `up=N`: at least N nodes answer.
-
-        Raises:
-            ControlError: an unknown condition (exit 2).
-            Unavailable: the time is up; `why` says which condition fails and what is seen (exit 6).
-        """
-        check_conditions(conditions, len(self.file.members))
-        began_ms = clock.now_ms()
-        pause = select.poll()
-        while True:
-            left_ms = timeout_ms - (clock.now_ms() - began_ms)
-            statuses = self.statuses(timeout_ms=min(500, max(left_ms, 50)))
-            reasons = {condition: unmet(condition, statuses) for condition in conditions}
-            open_ = {condition: why for condition, why in reasons.items() if why}
-            elapsed_ms = clock.now_ms() - began_ms
-            if not open_:
-                seen = leadership(statuses)
-                return WaitResult(
-                    elapsed_ms=elapsed_ms,
-                    leader=seen.leader if seen is not None else None,
-                    term=seen.term if seen is not None else None,
-                    statuses=statuses,
-                )
-            if elapsed_ms >= timeout_ms:
-                raise Unavailable(
-                    f"not within {timeout_ms} ms: {', '.join(open_)}",
-                    why="; ".join(f"{condition}: {why}" for condition, why in open_.items()),
-                    try_=f"zraft cluster status -C {self.name}",
-                )
-            pause.poll(LOOK_MS)
 
     @property
     def faults(self) -> Faults:
@@ -379,28 +181,130 @@ class Cluster:
 
     def restart(
         self, *, rolling: bool = True, timeout_ms: int = DEFAULT_TIMEOUT_MS
-    ) -> list[ActionResult]:
-        """Restart all nodes: one after another, the leader last, or all at once.
+    ) -> RestartResult:
+        """Restart all nodes: one after another, the leader last, or all at once by SIGKILL."""
+        if rolling:
+            return self.rolling_restart(timeout_ms=timeout_ms)
+        return all_at_once(self, timeout_ms)
 
-        Between two nodes it waits until the cluster has converged, so that a rolling restart
-        never costs the quorum.
+    def rolling_restart(
+        self,
+        *,
+        timeout_ms: int = 120_000,
+        progress: Callable[[RestartEvent], None] | None = None,
+    ) -> RestartResult:
+        """Restart one node after the other, the leader last, after it handed leadership over.
+
+        A node is stopped only while the others are a majority, and the next one comes when the
+        last one has caught up. A result with a `failure` ends it; `left` has the rest.
+
+        Raises:
+            Unavailable: no leader, no quorum without the next node, or not in time (exit 6).
+            SupervisorError: no supervisor in time (exit 75).
         """
-        names = [name for name, row in self.table().items() if row.desired != "down"]
-        if not rolling:
-            return self.act("restart", names, timeout_ms=timeout_ms)
-        deadline_ms = clock.now_ms() + timeout_ms
-        seen = leadership(self.statuses())
-        if seen is not None and seen.leader in names:
-            names.remove(seen.leader)
-            names.append(seen.leader)
-        results = []
-        for name in names:
-            left_ms = max(1, deadline_ms - clock.now_ms())
-            results += self.act("restart", [name], timeout_ms=left_ms)
-            if results[-1].failure is not None:
-                return results  # one that does not come back must not be followed by another
-            self.wait_for(["converged"], timeout_ms=max(1, deadline_ms - clock.now_ms()))
-        return results
+        return Rolling(self, timeout_ms, progress).run()
+
+    # ---------------------------------------------------------------------------- who is a member
+
+    def add_node(
+        self,
+        name: str = "",
+        *,
+        learner: bool = False,
+        wait: bool = True,
+        timeout_ms: int = MEMBERS_TIMEOUT_MS,
+        progress: Callable[[MemberEvent], None] | None = None,
+    ) -> MemberResult:
+        """Add a node: made, started, joined as a learner, promoted once it has caught up.
+
+        Without a name it gets the first free one of n1, n2, … With the name of an addition that
+        was interrupted it goes on with that. A `learner` stays one. Without `wait` it returns
+        when the log has taken it in; it is promoted by itself all the same.
+
+        Raises:
+            ControlError: the name is taken or impossible, or there are too many nodes (exit 2).
+            MembershipRefused: the leader refuses it (exit 5).
+            Unavailable: no leader, or not in time; the same call goes on from there (exit 6).
+        """
+        return self._members(timeout_ms, progress).add(name, learner=learner, wait=wait)
+
+    def remove_node(
+        self,
+        name: str,
+        *,
+        purge: bool = False,
+        force: bool = False,
+        timeout_ms: int = MEMBERS_TIMEOUT_MS,
+        progress: Callable[[MemberEvent], None] | None = None,
+    ) -> MemberResult:
+        """Take a node out of the log's configuration, then stop it; also the leader.
+
+        Its directory is put aside, or deleted with `purge`. `force`: also when the voters that
+        are left could decide nothing. Raises as `add_node`.
+        """
+        return self._members(timeout_ms, progress).remove(name, purge=purge, force=force)
+
+    def replace_node(
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        wait: bool = True,
+        timeout_ms: int = MEMBERS_TIMEOUT_MS,
+        progress: Callable[[MemberEvent], None] | None = None,
+    ) -> MemberResult:
+        """Give a node whose data is lost a new directory and a new member id, under its name.
+
+        The old directory is put aside, never deleted. In one change the old member goes and the
+        new one joins as a learner, which is filled and promoted: nobody votes through a lost
+        memory. Only for a node that is down. Raises as `add_node`.
+        """
+        return self._members(timeout_ms, progress).replace(name, force=force, wait=wait)
+
+    def promote(
+        self, name: str, *, wait: bool = True, timeout_ms: int = MEMBERS_TIMEOUT_MS
+    ) -> MemberResult:
+        """Make a learner a voter, once it has caught up. Raises as `add_node`."""
+        return self._members(timeout_ms).promote(name, wait=wait)
+
+    def demote(
+        self, name: str, *, force: bool = False, timeout_ms: int = MEMBERS_TIMEOUT_MS
+    ) -> MemberResult:
+        """Make a voter a learner; `force` as in `remove_node`. Raises as `add_node`."""
+        return self._members(timeout_ms).demote(name, force=force)
+
+    def transfer_leadership(
+        self, to: str = "", *, wait: bool = True, timeout_ms: int = 10_000
+    ) -> LeadershipChange:
+        """Hand leadership to a voter, or to the one that holds most of the log.
+
+        Raises:
+            ControlError: no such node, or the leader refuses it (exit 2).
+            Unavailable: no leader, or it was given up and the old one goes on (exit 6).
+        """
+        return transfer(self, to, timeout_ms, wait=wait)
+
+    def step_down(
+        self, name: str, *, wait: bool = True, timeout_ms: int = 10_000
+    ) -> LeadershipChange:
+        """Have a leader give up its leadership; with `wait`, return who leads next."""
+        return stir(self, name, StepDown(), timeout_ms, wait=wait)
+
+    def campaign(
+        self, name: str, *, wait: bool = True, timeout_ms: int = 10_000
+    ) -> LeadershipChange:
+        """Have a node stand for election now; with `wait`, return who leads the later term."""
+        return stir(self, name, Campaign(), timeout_ms, wait=wait)
+
+    def _members(
+        self, timeout_ms: int, progress: Callable[[MemberEvent], None] | None = None
+    ) -> Members:
+        return Members(self, self._member_verb, timeout_ms, progress)
+
+    def _member_verb(self, request: MemberRequest, timeout_ms: int) -> MemberReply:
+        reply = self._verb(request, timeout_ms)
+        assert isinstance(reply, MemberReply), f"not an answer about a member: {reply}"
+        return reply
 
     def down(
         self, *, now: bool = False, purge: bool = False, timeout_ms: int = DEFAULT_TIMEOUT_MS

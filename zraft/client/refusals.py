@@ -71,9 +71,10 @@ def check_same(up: Up, cluster: ClusterFile) -> None:
     if up.nodes is not None and up.nodes != have:
         raise ControlError(
             f'cluster "{name}" has {have} nodes, not {up.nodes}',
-            why="the members are fixed when a cluster is made; its data stays as it is",
+            why="-n is for a new cluster; this one keeps its data and its members",
             try_=(
                 f"zraft cluster up -C {name}    starts the {have}",
+                f"zraft node add -C {name}, zraft node remove -C {name} NAME    change them",
                 f"zraft cluster down -C {name} --purge    deletes it and its data",
                 f"zraft cluster up -C NAME -n {up.nodes}    makes another one beside it",
             ),
