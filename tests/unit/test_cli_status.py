@@ -101,7 +101,7 @@ def test_document_has_the_published_fields() -> None:
     assert {
         "ok", "cluster", "term", "leader", "quorum", "commit", "agree", "nodes", "faults"
     } <= doc.keys()  # fmt: skip
-    assert doc["quorum"] == {"have": 5, "need": 3, "ok": True}
+    assert doc["quorum"] == {"have": 5, "need": 3, "voters": 5, "ok": True}
     assert {
         "name", "up", "pid", "role", "term", "voted_for", "commit", "applied", "last_index",
         "last_term", "lag", "timer_ms", "last_contact_ms", "uptime_s", "incarnation", "state_hash",
@@ -202,7 +202,7 @@ def test_lost_quorum_is_said() -> None:
     }
     doc = document(down | others, followed=None)
     assert doc["status"] == "no_quorum"
-    assert doc["quorum"] == {"have": 2, "need": 3, "ok": False}
+    assert doc["quorum"] == {"have": 2, "need": 3, "voters": 5, "ok": False}
     assert "no leader · quorum 2/5 LOST" in shown(doc)
 
 
@@ -245,3 +245,38 @@ def test_wide_form_has_more_columns() -> None:
     """`-o wide` adds boot counter, revision, hash and waiting requests."""
     header = shown(document(), "wide").splitlines()[1].split()
     assert header[-4:] == ["BOOT", "REV", "HASH", "WAITING"]
+
+
+def with_members(**fields: Any) -> dict[str, Any]:
+    """Return the document of five nodes whose leader has such a configuration."""
+    return document({"n5": answer("n5", config_index=40, **fields)})
+
+
+def test_a_quorum_is_one_of_voters_and_learners_are_shown_as_such() -> None:
+    """Who does not vote does not count (Raft §6)."""
+    doc = with_members(voters=["n1", "n2", "n5"], learners=["n3", "n4"], joining=["n4"])
+    assert doc["quorum"] == {"have": 3, "need": 2, "voters": 3, "ok": True}
+    assert [node["member"] for node in doc["nodes"]] == [
+        "voter", "voter", "learner", "joining", "voter"
+    ]  # fmt: skip
+    text = shown(doc)
+    assert "quorum 3/3 OK" in text
+    assert "n4 catching up" in text
+    assert "learner" in text
+
+
+def test_while_two_configurations_decide_the_one_that_is_worse_off_is_shown() -> None:
+    """A change under way needs a majority of the old voters and one of the new."""
+    fields = {"voters": ["n3", "n4", "n5"], "outgoing": ["n1", "n2", "n5"], "config_index": 40}
+    up = {"n1": None, "n2": None, "n5": answer("n5", **fields)}
+    down = {"n1": row("n1", state="down", pid=None), "n2": row("n2", state="down", pid=None)}
+    doc = document(up, down)
+    assert doc["quorum"] == {"have": 1, "need": 2, "voters": 3, "ok": False}
+    assert "voters n1,n2,n5 → n3,n4,n5" in shown(document({"n5": answer("n5", **fields)}))
+
+
+def test_a_removed_node_that_still_runs_is_called_so() -> None:
+    """It answers, and counts for nothing."""
+    doc = with_members(voters=["n1", "n2", "n3", "n5"])
+    assert doc["nodes"][3]["member"] == "none"
+    assert "removed" in shown(doc)

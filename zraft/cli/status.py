@@ -15,6 +15,7 @@ from zraft.api import NodeStatus
 from zraft.cli.durations import format_ms
 from zraft.cli.fault_words import cut_off, fault_document, one_line
 from zraft.cli.output import Cell, Output, join_and, plural, printable
+from zraft.client.conditions import electorates, majority
 from zraft.client.faults import faults_of
 from zraft.control_api import LastExit, NodeRow
 
@@ -58,9 +59,10 @@ def status_document(
     """Return the document. `followed`: the leader and term that a majority agrees on."""
     answers = [status for status in statuses.values() if status is not None]
     leader = statuses.get(followed[0]) if followed else None
-    need = len(statuses) // 2 + 1
+    knows = leader or max(answers, key=lambda status: status.config_index, default=None)
     nodes = [
-        _node(name, status, rows.get(name), leader, wall_ms) for name, status in statuses.items()
+        _node(name, status, rows.get(name), leader, wall_ms) | {"member": _kind(name, knows)}
+        for name, status in statuses.items()
     ]
     opinions = _opinions(statuses)
     document: dict[str, Any] = {
@@ -71,11 +73,12 @@ def status_document(
         "term": followed[1] if followed else max((s.term for s in answers), default=None),
         "leader": followed[0] if followed else None,
         "leader_since_s": None,
-        "quorum": {"have": len(answers), "need": need, "ok": len(answers) >= need},
+        "quorum": _quorum(statuses, knows),
         "commit": leader.commit if leader else max((s.commit for s in answers), default=None),
         "agree": len(opinions) <= 1,
         "opinions": opinions,
         "state": _state(answers),
+        "configuration": _configuration(knows),
         "nodes": nodes,
         "faults": [fault_document(fault) for fault in faults_of(dict(statuses))],
     }
@@ -84,6 +87,42 @@ def status_document(
         document["leader_since_s"] = _seconds((mono_ns - leader.leader_since_mono_ns) / 1e6)
     document["status"] = _verdict(document)
     return document
+
+
+def _quorum(statuses: Statuses, knows: NodeStatus | None) -> dict[str, Any]:
+    """Count the voters that answer; while two configurations decide, the one that is worse off."""
+    up = {name for name, status in statuses.items() if status is not None}
+    groups = [[*statuses]] if knows is None else electorates(knows, statuses)
+    counts = [(len(up & {*group}), majority(group), len(group)) for group in groups]
+    have, need, voters = min(counts, key=lambda count: count[0] - count[1])
+    return {"have": have, "need": need, "voters": voters, "ok": have >= need}
+
+
+def _kind(name: str, knows: NodeStatus | None) -> str | None:
+    """Return what the newest known configuration makes of a node; None: nobody knows."""
+    if knows is None or not knows.voters:
+        return None
+    if name in knows.voters:
+        return "voter"
+    if name in knows.joining:
+        return "joining"
+    if name in knows.learners:
+        return "learner"
+    return "leaving" if name in knows.outgoing else "none"
+
+
+def _configuration(knows: NodeStatus | None) -> dict[str, Any] | None:
+    """Return the newest configuration that is known, committed or not; None when none is."""
+    if knows is None or not knows.voters:
+        return None
+    return {
+        "index": knows.config_index,
+        "committed": knows.config_committed,
+        "voters": knows.voters,
+        "outgoing": knows.outgoing,
+        "learners": knows.learners,
+        "joining": knows.joining,
+    }
 
 
 def _verdict(document: Mapping[str, Any]) -> str:
@@ -216,7 +255,7 @@ def _state(answers: Sequence[NodeStatus]) -> dict[str, Any]:
 def headline(document: Mapping[str, Any], out: Output) -> str:
     """Return the first line: everything at a glance."""
     quorum = document["quorum"]
-    have = f"quorum {quorum['have']}/{len(document['nodes'])}"
+    have = f"quorum {quorum['have']}/{quorum['voters']}"
     ok = out.paint("OK", "green") if quorum["ok"] else out.paint("LOST", "bold red")
     leader = document["leader"]
     since = document["leader_since_s"]
@@ -230,9 +269,24 @@ def headline(document: Mapping[str, Any], out: Output) -> str:
         known = "" if since is None else f" (since {format_ms(since * 1000)})"
         parts.append(f"leader {out.paint(leader, 'bold green')}{known}")
     parts += [f"{have} {ok}", f"commit {_text(document['commit'])}"]
+    change = _change_text(document["configuration"])
+    if change:
+        parts.append(out.paint(change, "yellow"))
     if document["faults"]:
         parts.append(out.paint(f"{plural(len(document['faults']), 'fault')} active", "yellow"))
     return " · ".join(parts)
+
+
+def _change_text(configuration: Mapping[str, Any] | None) -> str:
+    """Return what is unfinished about the membership; empty when nothing is."""
+    if configuration is None:
+        return ""
+    if configuration["outgoing"]:
+        old, new = ",".join(configuration["outgoing"]), ",".join(configuration["voters"])
+        return f"voters {old} → {new}"
+    if configuration["joining"]:
+        return f"{join_and(configuration['joining'])} catching up"
+    return "" if configuration["committed"] else "membership changing"
 
 
 def print_status(document: Mapping[str, Any], out: Output) -> None:
@@ -271,6 +325,8 @@ def print_nodes(nodes: Sequence[Mapping[str, Any]], out: Output) -> None:
 def _row(node: Mapping[str, Any]) -> list[Cell]:
     role = node["role"] or ("paused" if node["state"] == "paused" else "down")
     leads = role == "leader"
+    if role == "follower" and node["member"] not in {"voter", None}:
+        role = "removed" if node["member"] == "none" else node["member"]
     return [
         node["name"],
         (role, ROLE_STYLES.get(role, "")),
