@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.harness import wait_until
+from zraft.testing.bench import bounded
+from zraft.testing.bench.load import ClusterLoad
+from zraft.testing.bench.place import open_cluster, open_place
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -93,4 +96,27 @@ def test_a_bar_is_measured_by_the_commands_that_users_type(tmp_path: Path) -> No
     assert (bar["number"], len(bar["rounds"])) == (1, 5), err.decode()
     assert bar["verdict"] in {"held", "missed", "not judged"}
     assert process.returncode == (8 if bar["verdict"] == "missed" else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_writes_over_few_keys_keep_a_small_log(tmp_path: Path) -> None:
+    """The short form of scripts/bounded: eight times what makes a snapshot goes through the log."""
+    spec = bounded.Spec(
+        writes=12_000,
+        min_log_bytes=256 << 10,
+        segment_bytes=64 << 10,
+        trailing_entries=500,
+        trailing_bytes=64 << 10,
+        outstanding=200,
+        looks=6,
+    )
+    with (
+        open_place(str(tmp_path)) as place,
+        open_cluster(place, spec.nodes, settings=spec.settings) as cluster,
+        ClusterLoad(cluster, place) as load,
+    ):
+        looks = bounded.measure(spec, cluster, load, place)
+    assert bounded.problems(spec, looks, judge_memory=False) == []
+    assert len(looks) == spec.nodes * spec.looks
+    assert max(one.kept_entries for one in looks) < spec.writes / 2
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from zraft.errors import ConfigError
+from zraft.testing.bench import bounded, snapshots
 from zraft.testing.bench.bars import verdict
 from zraft.testing.bench.command import numbers, run
 from zraft.testing.bench.latency import Latencies, median, percentile
@@ -81,3 +82,60 @@ def test_failures_are_told_with_their_exit_code(capsys: pytest.CaptureFixture[st
     assert run(fail) == 78
     assert capsys.readouterr().err == "error[config]: no\n  why: because\n  try: yes\n"
     assert run(interrupt) == 130
+
+
+def looks(node: str, log_bytes: list[int], memory_bytes: list[int]) -> list[bounded.Look]:
+    """Return what a node held at equal distances."""
+    return [
+        bounded.Look(
+            node=node,
+            writes=number * 100,
+            log_bytes=log,
+            kept_entries=10,
+            snapshot_index=number,
+            memory_bytes=memory,
+        )
+        for number, (log, memory) in enumerate(zip(log_bytes, memory_bytes, strict=True))
+    ]
+
+
+def test_a_log_or_a_memory_that_grows_is_a_problem() -> None:
+    """The log has a limit; of memory the second half has no more than the first, with a margin."""
+    spec = bounded.Spec()
+    flat, limit = [100, 110, 109, 112], spec.max_log_bytes
+    assert bounded.problems(spec, looks("n1", [1, limit, 5, limit], flat)) == []
+    (log,) = bounded.problems(spec, looks("n1", [1, limit + 1, 5, 5], flat))
+    assert "n1 had a log" in log
+    (memory,) = bounded.problems(spec, looks("n2", [1] * 4, [100, 110, 115, 122]))
+    assert "n2 grew from 110 to 122" in memory
+    assert bounded.problems(spec, looks("n2", [1] * 4, [1, 2, 3, 4]), judge_memory=False) == []
+    (none,) = bounded.problems(spec, looks("n3", [1], [1]))
+    assert none == "n3 took no snapshot"
+
+
+@pytest.mark.parametrize(
+    ("changed", "held"),
+    [
+        ({}, True),
+        ({"snapshot.longest_slice_us": 10_001}, False),
+        ({"loop.turns_over_20ms": 12}, False),
+        ({"loop.turns_over_75ms": 3}, False),
+        ({"leader.silences_over_125ms": 8}, False),
+    ],
+)
+def test_the_bar_of_snapshots_counts_what_came_in_between(
+    changed: dict[str, int], held: bool
+) -> None:
+    """Whatever was long before the snapshots began does not count; each limit does."""
+    before = {
+        "loop.turns": 5_000,
+        "loop.turns_over_20ms": 10,
+        "loop.turns_over_75ms": 2,
+        "leader.silences_over_125ms": 7,
+        "snapshot.longest_slice_us": 0,
+    }
+    after = {**before, "loop.turns": 6_999, "snapshot.longest_slice_us": 9_000, **changed}
+    found = snapshots.figures({"n1": before}, {"n1": after}, 1000.0, 10)
+    assert found.held is held
+    assert found.turns == 1_999
+    assert "10 writes" in found.line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from types import TracebackType
 
 from zraft import clock
@@ -15,6 +16,7 @@ from zraft.testing.bench.place import Place
 
 KEYS = 1_000
 TIMEOUT_S = 30.0
+PACE_MS = 2  # how long a paced load waits before it looks at the clock again
 
 
 class ClusterLoad:
@@ -36,7 +38,7 @@ class ClusterLoad:
     ) -> None:
         self._client.close()
 
-    def put(self, *, count: int, outstanding: int, size_bytes: int) -> Latencies:
+    def put(self, *, count: int, outstanding: int, size_bytes: int, keys: int = KEYS) -> Latencies:
         """Put `count` values with so many outstanding, and return how long each took.
 
         Raises:
@@ -48,7 +50,7 @@ class ClusterLoad:
         latencies = Latencies()
         while done < count:
             while sent < count and sent - done < outstanding:
-                body = encode_put(b"key%d" % (sent % KEYS), value)
+                body = encode_put(b"key%d" % (sent % keys), value)
                 request_id = client.submit(body, Consistency.WRITE)
                 sent_ns[request_id] = clock.monotonic_ns()
                 sent += 1
@@ -60,3 +62,28 @@ class ClusterLoad:
                 latencies.add(now_ns - sent_ns.pop(request_id))
             done += len(finished)
         return latencies.finish()
+
+    def put_at_rate(
+        self, *, count: int, per_s: int, size_bytes: int, first: int, keys: int
+    ) -> None:
+        """Put `count` values, so many a second: half of them to the `keys` keys, half to new ones.
+
+        `first`: how many were put before in this way.
+
+        Raises:
+            ZraftError: a write was not acknowledged.
+        """
+        client, value = self._client, b"w" * size_bytes
+        start_ns = clock.monotonic_ns()
+        sent = 0
+        while sent < count or client.outstanding:
+            due = min(count, (clock.monotonic_ns() - start_ns) * per_s // 1_000_000_000)
+            for number in range(first + sent, first + due):
+                key = keys + number if number % 2 else number * 7919 % keys
+                client.submit(encode_put(b"key%d" % key, value), Consistency.WRITE)
+            sent = due
+            if not client.outstanding:
+                select.poll().poll(PACE_MS)
+            for _, outcome, _ in client.wait(timeout_s=PACE_MS / 1000):
+                if isinstance(outcome, ZraftError):
+                    raise outcome
