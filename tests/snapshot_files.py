@@ -54,11 +54,21 @@ def take(
     meta: SnapshotMeta,
     sections: Iterable[tuple[str, bytes]] = SECTIONS,
 ) -> SnapshotMeta:
-    """Take a whole snapshot; the directory is made if need be."""
+    """Take a whole snapshot, and free what it replaces; the directory is made if need be."""
     store.list()
     writer = store.begin(meta)
     write_all(writer, sections)
-    return writer.finish()
+    taken = writer.finish()
+    clean_up(store)
+    return taken
+
+
+def clean_up(store: SnapshotStore) -> int:
+    """Free all that was replaced; return in how many steps."""
+    steps = 1
+    while store.clean_up():
+        steps += 1
+    return steps
 
 
 def transfer(incoming: Incoming, data: bytes, piece_bytes: int = 700) -> None:

@@ -180,6 +180,12 @@ EVENTS: dict[str, EventSpec] = {
         "no snapshot at index {index}: {reason}",
         "The disk refused it. The log still holds everything, and grows until one succeeds.",
     ),
+    "snapshot.not_freed": _log(
+        "warning",
+        "reason",
+        "an old snapshot could not be deleted: {reason}",
+        "The disk refused it. It takes up space until the next start, which deletes it.",
+    ),
     "snapshot.restored": _log(
         "info",
         "index bytes elapsed_ms",

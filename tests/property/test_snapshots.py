@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests.snapshot_files import (
     SNAPSHOTS,
+    clean_up,
     goes_on,
     new_snapshot_disk,
     open_store,
@@ -182,6 +183,7 @@ class MemberAgainstTruth(RuleBasedStateMachine):
         incoming = self.store.receive(index, meta.term, meta.size_bytes, meta.crc)
         transfer(incoming, disk.read(SNAPSHOTS / snapshot_name(index, meta.term)), 400)
         assert incoming.finish() == meta
+        clean_up(self.store)
         self.snapshot_index = index
         keeps = index <= self.matched
         self.wal.install(meta)

@@ -18,6 +18,7 @@ import pytest
 from tests.snapshot_files import (
     SECTIONS,
     SNAPSHOTS,
+    clean_up,
     goes_on,
     meta_at,
     new_snapshot_disk,
@@ -64,6 +65,7 @@ def take_and_cut(member: Member) -> None:
     write_all(writer)
     writer.finish()
     member.promised = True
+    clean_up(member.store)
     member.wal.compact(7)
     fill(member.wal)
 
@@ -93,6 +95,7 @@ def receive(member: Member, index: int) -> None:
     incoming = member.store.receive(index, 4, meta.size_bytes, meta.crc)
     transfer(incoming, other.read(SNAPSHOTS / snapshot_name(index, 4)))
     incoming.finish()
+    clean_up(member.store)
 
 
 class Case:
@@ -149,6 +152,7 @@ def check(found: Recovered, store: SnapshotStore, payloads: list[bytes], new_ind
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_steps, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(snapshot_steps, "FREE_BYTES", 2000)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -260,6 +264,7 @@ def test_a_disk_that_refuses_any_step_leaves_the_old_or_the_new() -> None:
             writer = member.store.begin(meta_at(8))
             write_all(writer)
             writer.finish()
+            clean_up(member.store)
         except StorageError as error:
             whys.append(error.why)
             if writer is not None:

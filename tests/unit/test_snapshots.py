@@ -14,6 +14,7 @@ from tests.snapshot_files import (
     JOINT,
     SECTIONS,
     SNAPSHOTS,
+    clean_up,
     goes_on,
     meta_at,
     new_snapshot_disk,
@@ -24,6 +25,7 @@ from tests.snapshot_files import (
 )
 from tests.wal_logs import IDENTITY
 from zraft.errors import CorruptLogError, DecodeError, ForeignDataError, StorageError, VersionError
+from zraft.storage import snapshot_steps
 from zraft.storage.base import Identity
 from zraft.storage.snapshot_file import (
     MAGIC,
@@ -91,8 +93,51 @@ def test_the_newer_one_replaces_the_older() -> None:
     write_all(writer)
     assert open_store(disk).list() == [first]
     second = writer.finish()
+    clean_up(store)
     assert disk.listdir(SNAPSHOTS) == [snapshot_name(60, 4)]
     assert open_store(disk).load() == second
+
+
+def test_what_was_replaced_is_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file that is deleted at once stands the loop still; a start deletes what is left."""
+    monkeypatch.setattr(snapshot_steps, "FREE_BYTES", 1000)
+    disk = new_snapshot_disk()
+    store = open_store(disk)
+    old = take(store, meta_at(50))
+    writer = store.begin(meta_at(60))
+    write_all(writer)
+    new = writer.finish()
+    assert [meta.index for meta in store.list()] == [60]
+    sizes = []
+    while store.clean_up():
+        (aside,) = [name for name in disk.listdir(SNAPSHOTS) if name.endswith(".tmp")]
+        sizes.append(len(disk.read(SNAPSHOTS / aside)))
+    assert sizes == [*range(old.size_bytes - 1000, 0, -1000)]
+    assert disk.listdir(SNAPSHOTS) == [snapshot_name(60, 4)]
+    store.begin(meta_at(70)).finish()
+    assert store.clean_up()
+    again = open_store(disk)
+    assert again.load() == again.newest
+    assert disk.listdir(SNAPSHOTS) == [snapshot_name(70, 4)]
+    assert new.index == 60
+    assert disk.open_count == 0
+
+
+def test_a_writer_is_synced_when_its_owner_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync and a chunk need not fall into one slice of work; the end is short after a sync."""
+    monkeypatch.setattr(snapshot_steps, "SYNC_BYTES", 1000)
+    disk = new_snapshot_disk()
+    writer = open_store(disk).begin(meta_at(50))
+    syncs: list[str] = []
+    disk.on_step = lambda step, path: syncs.append(step) if step == "sync" else None
+    full: list[tuple[int, bool]] = []
+    for _ in range(3):
+        writer.write("machine", bytes(1200))
+        full.append((len(syncs), writer.is_full))
+        writer.sync()
+        full.append((len(syncs), writer.is_full))
+    assert full == [(0, True), (1, False), (1, True), (2, False), (2, True), (3, False)]
+    writer.abort()
 
 
 def test_an_older_one_never_replaces_a_newer() -> None:

@@ -46,6 +46,7 @@ class Taking:
     writer: SnapshotWriter
     started_ns: int
     written: bool = False  # all chunks are in the file
+    sealed: bool = False  # and its end, all of it durable
     slices: int = 0
     longest_ns: int = 0
 
@@ -174,7 +175,7 @@ class Snapshots:
         return meta.index
 
     def work(self, now_ms: int) -> None:
-        """Do a slice of what is due: write, finish, or cut the log; send chunks.
+        """Do a slice of what is due: write, finish, cut the log, or free old files; send chunks.
 
         Raises:
             StorageError: the disk refused what the log needs (exit 74).
@@ -190,15 +191,20 @@ class Snapshots:
                     crashpoints.reach("snapshot.log-cut")
             elif self._trims:
                 self._trims = self._raft.trim_log()
-            else:
+            elif not self._clean_up():
                 self._due_ms = FAR_MS
         self.sending.work(now_ms)
 
     def _slice(self, taking: Taking, now_ms: int) -> None:
         started_ns = self._clock_ns()
         try:
-            if taking.written:
+            if taking.sealed:
                 self._finish(taking, now_ms)
+            elif taking.written:
+                taking.writer.seal()
+                taking.sealed = True
+            elif taking.writer.is_full:
+                taking.writer.sync()
             else:
                 self._write(taking, started_ns + self._limits.slice_ms * 1_000_000)
         except StorageError as error:
@@ -217,9 +223,17 @@ class Snapshots:
             write(section, chunk)
             if crashpoints.armed:
                 crashpoints.reach("snapshot.chunk-written")
-            if self._clock_ns() >= ends_ns:
-                return
+            if taking.writer.is_full or self._clock_ns() >= ends_ns:
+                return  # a sync is a slice of its own
         taking.written = True
+
+    def _clean_up(self) -> bool:
+        """Free a piece of older files; return whether there is more. It may fail: it can wait."""
+        try:
+            return self._store.clean_up()
+        except StorageError as error:
+            self._report("snapshot.not_freed", reason=error.why or error.what)
+            return True
 
     def _finish(self, taking: Taking, now_ms: int) -> None:
         if crashpoints.armed:
@@ -259,7 +273,7 @@ class Snapshots:
         if self._taking is not None:
             self._taking.writer.abort()
             self._taking = None
-        self._log_bytes = self._to_compact = 0
+        self._log_bytes = self._to_compact = self._due_ms = 0
         self._load(meta)
         self._limit_bytes = self._next_limit()
         self._raft.on_applied(meta.index)

@@ -46,6 +46,10 @@ class Files(Protocol):
         """Write at `offset`; return how many bytes were taken, which may be fewer than given."""
         ...
 
+    def truncate(self, fd: int, size_bytes: int) -> None:
+        """Cut a file to its first bytes."""
+        ...
+
     def fdatasync(self, fd: int) -> None:
         """Make the bytes of a file durable, and its size if that is needed to read them."""
         ...
@@ -100,6 +104,7 @@ class OsFiles:
     pread = staticmethod(os.pread)
     size = staticmethod(_size)
     pwrite = staticmethod(os.pwrite)
+    truncate = staticmethod(os.ftruncate)
     fdatasync = staticmethod(os.fdatasync)
     fsync = staticmethod(os.fsync)
     rename = staticmethod(os.rename)

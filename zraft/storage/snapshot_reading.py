@@ -95,12 +95,17 @@ class SnapshotReader:
 
     def __init__(self, path: Path, meta: SnapshotMeta, files: Files) -> None:
         self.meta = meta
-        self._path = path
+        self.path = path
         self._files = files
         try:
             self._fd: int | None = files.open(path, os.O_RDONLY)
         except OSError as error:
             raise refused("open", path, error) from error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be read."""
+        return self._fd is not None
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`, fewer only at the end of the file.
@@ -112,7 +117,7 @@ class SnapshotReader:
         try:
             return read_exactly(self._files, self._fd, length, offset)
         except OSError as error:
-            raise refused("read", self._path, error) from error
+            raise refused("read", self.path, error) from error
 
     def close(self) -> None:
         """Close it; may be called again."""

@@ -83,6 +83,8 @@ class SnapshotStore:
         self._files = files
         self._report = report
         self._writer: SnapshotWriter | None = None
+        self._replaced: list[Path] = []  # set aside, to be freed
+        self._readers: list[SnapshotReader] = []  # open ones, as of the last look
         self._incoming: Incoming | None = None
 
     # ------------------------------------------------------------------------------------- reading
@@ -142,7 +144,9 @@ class SnapshotStore:
         Raises:
             StorageError: the disk refused, or the file is gone.
         """
-        return SnapshotReader(self._path(meta), meta, self._files)
+        reader = SnapshotReader(self._path(meta), meta, self._files)
+        self._readers = [*filter(lambda reader: reader.is_open, self._readers), reader]
+        return reader
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -198,7 +202,27 @@ class SnapshotStore:
         file.publish(self._path(meta))
         if self.newest is None or self.newest.index <= meta.index:
             self.newest = meta
-        self._directory.delete_all_but(self._path(self.newest))
+        being_read = {reader.path for reader in self._readers if reader.is_open}
+        for path in self._directory.snapshots():
+            if path == self._path(self.newest):
+                continue
+            if path in being_read:
+                self._directory.delete(path)  # its space is free when the reader is closed
+            else:
+                self._replaced.append(self._directory.set_aside(path))
+
+    def clean_up(self) -> bool:
+        """Free a piece of what newer snapshots replaced; return whether there is more to free.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if not self._replaced:
+            return False
+        path = self._replaced.pop()  # for good, if the disk refuses: the next start deletes it
+        if self._directory.free_piece(path):
+            self._replaced.append(path)
+        return bool(self._replaced)
 
     def _path(self, meta: SnapshotMeta) -> Path:
         return self._directory.directory / snapshot_name(meta.index, meta.term)
@@ -215,6 +239,7 @@ class SnapshotWriter:
         self._publish = publish
         self._crc = 0
         self._section = ""
+        self._sealed = False
         self._append(encode_start(identity.cluster_id, meta))
 
     @property
@@ -225,11 +250,13 @@ class SnapshotWriter:
     def write(self, section: str, chunk: bytes) -> None:
         """Add a chunk to a section; the chunks of a section come in a row. Empty ones are dropped.
 
-        Takes as long as writing `chunk` does, and now and then as syncing the last mebibyte.
+        Takes as long as writing `chunk` does, and when it `is_full`, as syncing the last mebibyte:
+        `sync` does that at a time of one's own.
 
         Raises:
             StorageError: the disk refused; abort it.
         """
+        assert not self._sealed, "its end is written"
         if not chunk:
             return
         data = encode_record(RecordType.CHUNK, chunk)
@@ -239,17 +266,44 @@ class SnapshotWriter:
             data = encode_record(RecordType.SECTION, section.encode()) + data
         self._append(data)
 
-    def finish(self) -> SnapshotMeta:
-        """Make it durable under its name, remove older ones, and return what describes it.
+    @property
+    def is_full(self) -> bool:
+        """Whether the next chunk has to wait for a sync."""
+        return self._file.is_full
+
+    def sync(self) -> None:
+        """Make what was written so far durable.
 
         Raises:
             StorageError: the disk refused; abort it.
         """
-        crc, size_bytes = self._crc, self._file.size_bytes + END_BYTES
-        self._append(encode_end(size_bytes, crc))
-        meta = self._meta._replace(size_bytes=size_bytes, crc=crc)
-        self._publish(self._file, meta)
-        return meta
+        self._file.sync()
+
+    def seal(self) -> None:
+        """Write the end, and make all of it durable, under its temporary name still.
+
+        Raises:
+            StorageError: the disk refused; abort it.
+        """
+        if not self._sealed:
+            crc, size_bytes = self._crc, self._file.size_bytes + END_BYTES
+            self._append(encode_end(size_bytes, crc))
+            self._meta = self._meta._replace(size_bytes=size_bytes, crc=crc)
+            self._sealed = True
+        self._file.sync()
+
+    def finish(self) -> SnapshotMeta:
+        """Make it durable under its name, set older ones aside, and return what describes it.
+
+        Short after `seal`. The older ones take up space until `SnapshotStore.clean_up` was called
+        as often as it says.
+
+        Raises:
+            StorageError: the disk refused; abort it.
+        """
+        self.seal()
+        self._publish(self._file, self._meta)
+        return self._meta
 
     def abort(self) -> None:
         """Drop it; may be called again, and after `finish`, when it does nothing."""
@@ -305,7 +359,7 @@ class Incoming:
         return True
 
     def finish(self) -> SnapshotMeta:
-        """Make it durable under its name, remove older ones, and return what describes it.
+        """Make it durable under its name, set older ones aside, and return what describes it.
 
         Raises:
             DecodeError: it is not whole, or not the one announced; it was dropped.

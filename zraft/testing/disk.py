@@ -148,6 +148,13 @@ class SimulatedDisk:
         file.seen[offset : offset + len(data)] = data
         return len(data)
 
+    def truncate(self, fd: int, size_bytes: int) -> None:
+        """Cut what the process sees."""
+        path, file = self._fds[fd]
+        assert isinstance(file, _File)
+        self.on_step("truncate", path)
+        del file.seen[size_bytes:]
+
     def fdatasync(self, fd: int) -> None:
         """Make a file's bytes durable."""
         self.fsync(fd)
