@@ -35,6 +35,8 @@ DIRECTED = {
     "lease-from-answers": "leases.txt",
     "lease-survives-transfer": "leases.txt",
     "transfer-before-caught-up": "transfer.txt",
+    "joint-by-one-majority": "membership_joint.txt",
+    "configuration-counts-when-committed": "membership_leader_leaves.txt",
     "duplicate-reply-counted-twice": "doubled_vote.txt",
 }
 """The file of the interaction language that finds each bug without any luck."""
@@ -44,6 +46,7 @@ FOUND_BY = {
     "acknowledge-own-last-index": 4,
     "stale-read-without-quorum": 4,
     "duplicate-reply-counted-twice": 13,
+    "joint-by-one-majority": 15,
     "read-ids-reused": 1,
     "lease-from-answers": 5,
     "lease-survives-transfer": 5,

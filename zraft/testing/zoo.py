@@ -8,12 +8,12 @@ replaced is put back. Every experiment needs a control without a bug on the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
-from zraft.core import election, leases, quorum, reads, replication, state, transfer
+from zraft.core import election, leases, membership, quorum, reads, replication, state, transfer
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -23,7 +23,7 @@ from zraft.core.messages import (
     RequestVoteResponse,
     TimeoutNow,
 )
-from zraft.core.model import NOBODY, HardState, MemberId, Recovered, Role
+from zraft.core.model import NOBODY, Configuration, HardState, MemberId, Recovered, Role
 from zraft.core.notices import EntriesAppended, EntriesTruncated, TransferSent
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState
@@ -203,6 +203,35 @@ def _hand_over_early(st: RaftState, leadership: Leadership) -> None:
     _maybe_hand_over(st, leadership)
 
 
+# Membership
+
+
+def _reached_by_new_voters(values: Mapping[MemberId, int], configuration: Configuration) -> int:
+    return quorum.reached_by_majority([values[voter] for voter in configuration.voters])
+
+
+def _won_by_new_voters(
+    votes: Mapping[MemberId, bool], configuration: Configuration
+) -> quorum.VoteResult:
+    return quorum.majority_result(votes, configuration.voters)
+
+
+def _commit_by_committed(st: RaftState) -> None:
+    """Count by the newest configuration that is committed, as if only that were in force."""
+    leadership = st.leadership
+    assert leadership is not None
+    known = {peer: left.progress for peer, left in leadership.leaving.items()}
+    known |= leadership.progress
+    matches = {peer: progress.match_index for peer, progress in known.items()}
+    matches[st.me] = st.log.persisted_index
+    configuration = membership.committed_configuration(st)
+    if not matches.keys() >= {*configuration.electorate}:
+        return
+    index = quorum.reached_by_quorum(matches, configuration)
+    if index > st.commit_index and st.log.term(index) == st.term:
+        replication.advance_commit(st, index)
+
+
 ZOO = {
     "double-vote-after-restart": Bug(
         "a node forgets after a restart for whom it voted in the term",
@@ -272,6 +301,19 @@ ZOO = {
         "TimeoutNow leaves before the target holds the whole log",
         "thesis §3.10 read without its second step",
         (Patch(transfer, "maybe_hand_over", _hand_over_early),),
+    ),
+    "joint-by-one-majority": Bug(
+        "in a joint configuration the majority of the new voters is enough",
+        "etcd e515a67, openraft 447dc11c (the joint part is dropped)",
+        (
+            Patch(replication, "reached_by_quorum", _reached_by_new_voters),
+            Patch(election, "vote_result", _won_by_new_voters),
+        ),
+    ),
+    "configuration-counts-when-committed": Bug(
+        "a leader counts by its newest committed configuration, not by the newest in its log",
+        "NuRaft #67, andy-yx-chen/jraft #1",
+        (Patch(replication, "maybe_commit", _commit_by_committed),),
     ),
     "duplicate-reply-counted-twice": Bug(
         "a vote that arrives twice counts twice",

@@ -73,7 +73,6 @@ class Invariants:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._quorum = world.plan.nodes // 2 + 1
         self._views = {member_id: View() for member_id in world.ids}
         self._memories = {member_id: Memory() for member_id in world.ids}
         self._leaders: dict[int, MemberId] = {}
@@ -175,23 +174,25 @@ class Invariants:
                         f", committed was {index}/{canon[index - 1]}"
                     )
                 continue
-            self._check_durable(index, term)
+            holders = self._holders(index, term)
+            world.members.check_held(index, term, holders, state.configurations)
             payload = log.payload(index)
             canon.append(term)
             self._chains.append(_chain(self._chains[-1], term, payload))
             self._committed_in.append(state.term)
-            world.history.on_committed(index, decode_entry(payload))
+            entry = decode_entry(payload)
+            world.members.on_committed(index, entry)
+            world.history.on_committed(index, entry)
         view.commit = state.commit_index
         world.reads.on_committed(len(canon))
 
-    def _check_durable(self, index: int, term: int) -> None:
-        holders = [
+    def _holders(self, index: int, term: int) -> list[MemberId]:
+        """Return who has an entry on disk."""
+        return [
             node.member_id
             for node in self._world.nodes.values()
             if len(node.shadow.terms) >= index and node.shadow.terms[index - 1] == term
         ]
-        if len(holders) < self._quorum:
-            raise Violation(f"{index}/{term} is committed, and durable on {holders} only")
 
     def _check_applied(self, node: SimNode, view: View, entries: Entries) -> None:
         index = view.handed
@@ -312,10 +313,14 @@ class Invariants:
     def _check_leader(self, node: SimNode, view: View, state: RaftState) -> None:
         if view.led_term != state.term:
             self._check_elected(node, state.term)
+            self._world.members.check_elected(node, state)
             view.led_term, view.matches = state.term, {}
         leadership = state.leadership
         assert leadership is not None
+        self._world.members.check_leader(node, state)
         matches, last_index = view.matches, len(view.terms)
+        for gone in matches.keys() - leadership.progress.keys():
+            del matches[gone]  # no member any more
         for peer, progress in leadership.progress.items():
             match = progress.match_index
             before = matches.get(peer, 0)
@@ -361,13 +366,15 @@ class Invariants:
         assert first is not None
         node.storage.replaced = None
         for index in range(first, min(len(self._terms), len(node.shadow.terms) + 1) + 1):
-            self._check_durable(index, self._terms[index - 1])
+            term = self._terms[index - 1]
+            self._world.members.check_still_held(index, term, self._holders(index, term))
 
     # Marks
 
     def on_notice(self, node: SimNode, notice: Notice) -> None:
         """The core reported a fact."""
         reach = self._world.marks.reach
+        self._world.members.on_notice(notice)
         match notice:
             case CommitAdvanced():
                 self._on_commit_advanced(node, notice)

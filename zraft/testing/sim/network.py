@@ -148,4 +148,5 @@ class Network:
                 return
             newest[link.src] = life
         world.trace.message(world.agenda.now_us, "deliver", message)
+        world.operators.on_arrived(link.src, link.dst, message)
         node.on_message(message)

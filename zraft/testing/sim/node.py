@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from zraft.api import Code, Reply, Request
 from zraft.core.messages import Message
-from zraft.core.model import Configuration, MemberId, Role
+from zraft.core.model import MemberId, Role
 from zraft.core.notices import Notice
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
@@ -66,7 +66,7 @@ class SimNode:
         self.clock = NodeClock(
             self.draws.between(1, 10_000_000_000), plan.drifts_ppm[member_id - 1]
         )
-        self.disk = make_disk(member_id, Configuration(world.ids))
+        self.disk = make_disk(member_id, world.base)
         self.disk.on_step = self._on_disk_step
         self.disk.short_write_bytes = plan.short_write_bytes
         self.shadow = Shadow(world.invariants.committed_terms)

@@ -88,6 +88,9 @@ class Plan:
     bounded: float = 0.0  # of the stale ones
     bound_ms: int = 1
 
+    spares: int = 0  # nodes that are no members at first
+    change_gap_us: int = 0  # mean, between changes of membership; 0: none
+
 
 def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     """Return what `seed` decides; `nodes` overrides the number of members."""
@@ -141,7 +144,7 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
     )
-    return _draw_reads(plan, draws)
+    return _draw_members(_draw_reads(plan, draws), draws)
 
 
 def _draw_reads(plan: Plan, draws: Draws) -> Plan:
@@ -163,6 +166,16 @@ def _draw_reads(plan: Plan, draws: Draws) -> Plan:
         bounded=draws.pick((0.3, 0.8)),
         bound_ms=draws.pick((20, 100, 500)),
     )
+
+
+def _draw_members(plan: Plan, draws: Draws) -> Plan:
+    """Draw who may join, and how often somebody changes the membership."""
+    spares, gap_us = draws.between(1, 2), draws.pick((200_000, 500_000, 1_500_000))
+    if not draws.chance(0.4) or not 3 <= plan.nodes <= 5:
+        return plan
+    drifts = any(plan.drifts_ppm)
+    more = tuple(draws.between(-50_000, 50_000) if drifts else 0 for _ in range(spares))
+    return replace(plan, spares=spares, change_gap_us=gap_us, drifts_ppm=(*plan.drifts_ppm, *more))
 
 
 def _draw_settings(draws: Draws) -> Settings:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from zraft.api import Consistency, Reply
 from zraft.core.messages import Message, TimeoutNow
-from zraft.core.model import NOBODY, Role
+from zraft.core.model import NOBODY, EntryId, Role
 from zraft.core.notices import LeaseDropped, Notice, TransferEnded
 from zraft.testing.sim.trace import Violation
 
@@ -112,8 +112,11 @@ class ReadChecks:
                 self._check_target(node, message)
 
     def _check_target(self, node: SimNode, message: TimeoutNow) -> None:
-        log, theirs = node.raft.state.log, self._world.nodes[message.dst].shadow.terms
-        last = log.last_id
+        state, theirs = node.raft.state, self._world.nodes[message.dst].shadow.terms
+        last = state.log.last_id
+        if state.me not in state.configuration.voters:
+            # It leaves, and what it did not commit may be lost.
+            last = EntryId(state.commit_index, state.log.term(state.commit_index) or 0)
         if len(theirs) < last.index or theirs[last.index - 1] != last.term:
             raise Violation(
                 f"{node.member_id} tells {message.dst} to stand, which lacks entries up to {last}"

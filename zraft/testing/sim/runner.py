@@ -22,6 +22,7 @@ from zraft.errors import ZraftError
 from zraft.machine.kv_codec import encode_put
 from zraft.testing.sim.draws import Draws
 from zraft.testing.sim.judge import judge
+from zraft.testing.sim.members import is_settled
 from zraft.testing.sim.nemesis import Nemesis
 from zraft.testing.sim.node import SimNode
 from zraft.testing.sim.plan import Plan, draw_plan
@@ -107,6 +108,8 @@ class Simulation:
         for operation in world.history.operations:
             outcome.statuses[operation.status] = outcome.statuses.get(operation.status, 0) + 1
         outcome.faults = dict(self.nemesis.hits)
+        if world.operators.begun:
+            outcome.faults["change"] = world.operators.begun
         outcome.marks = dict(world.marks.counts)
         return outcome
 
@@ -114,9 +117,10 @@ class Simulation:
         world, outcome = self.world, self.outcome
         world.start()
         self.nemesis.start()
+        world.operators.start()
         world.agenda.run_until(int(outcome.time_s * 1_000_000))
         outcome.phase = "progress"
-        healed = self._heal()
+        healed = self._await_members(self._heal())
         self._await_leader(healed)
         self._await_writes(healed)
         self._await_equal(healed)
@@ -131,10 +135,12 @@ class Simulation:
     def _heal(self) -> list[SimNode]:
         """End all faults among a quorum, or among all; return who is healed."""
         world, plan = self.world, self.plan
-        self.nemesis.active = False
+        self.nemesis.active = world.operators.active = False
         draws = world.draws("heal")
         ids = draws.shuffled(world.ids)
-        count = plan.nodes if plan.heals_all else plan.nodes // 2 + 1
+        # Where the membership changes, who is a quorum depends on what the logs hold.
+        everybody = plan.heals_all or plan.change_gap_us > 0
+        count = len(ids) if everybody else plan.nodes // 2 + 1
         chosen = tuple(sorted(ids[:count]))
         world.trace.step(world.agenda.now_us, f"heal {' '.join(map(str, chosen))}")
         world.network.heal(chosen)
@@ -184,6 +190,21 @@ class Simulation:
             if agenda.now_us >= end_us:
                 raise Violation(f"no progress: {what} within {limit_us // 1000} ms")
             agenda.run_until(min(agenda.now_us + 5_000, end_us))
+
+    def _await_members(self, healed: list[SimNode]) -> list[SimNode]:
+        """Wait until no change of membership is under way; return the members that are healed."""
+        world = self.world
+        if self.plan.change_gap_us:
+            limit_us = 2 * self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
+            limit_us += self._missing_us(healed)
+
+            def is_done() -> bool:
+                leader = world.leader()
+                return leader is not None and is_settled(leader)
+
+            self._wait("an end of all changes", limit_us, is_done)
+        members = world.members.newest.everybody
+        return [node for node in healed if node.member_id in members]
 
     def _await_leader(self, healed: list[SimNode]) -> None:
         limit_us = self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
@@ -244,13 +265,17 @@ class Simulation:
         self._answers[member_id] = replies[0]
 
     def _await_equal(self, healed: list[SimNode]) -> None:
+        limit_us = self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
+        limit_us += self._missing_us(healed)
+        self._wait("equal logs", limit_us, lambda: _are_equal(healed))
+
+    def _missing_us(self, healed: list[SimNode]) -> int:
+        """Return how long it may take until the shortest log is as long as the longest."""
         plan = self.plan
         lengths = [len(node.shadow.terms) for node in healed]
-        missing = max(lengths) - min(lengths)
         # With a window of one entry, each that is missing costs a round trip and a sync.
         entry_us = 2 * (plan.latency_us + plan.jitter_us + plan.sync_us) + plan.apply_us
-        limit_us = self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed) + missing * entry_us
-        self._wait("equal logs", limit_us, lambda: _are_equal(healed))
+        return (max(lengths) - min(lengths)) * entry_us
 
     def _rest(self, healed: list[SimNode]) -> None:
         """Nobody asks anything and nothing breaks: the leader and the term stay."""

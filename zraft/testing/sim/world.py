@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zraft.api import Reply, Request
-from zraft.core.model import MemberId, Role
+from zraft.core.model import Configuration, MemberId, Role
 from zraft.testing.sim.agenda import Agenda
 from zraft.testing.sim.clients import SimClient
 from zraft.testing.sim.draws import Draws
 from zraft.testing.sim.history import History
 from zraft.testing.sim.invariants import Invariants
 from zraft.testing.sim.marks import Marks
+from zraft.testing.sim.members import MemberChecks, Operators
 from zraft.testing.sim.network import Network
 from zraft.testing.sim.node import SimNode
 from zraft.testing.sim.plan import Plan
@@ -26,20 +27,23 @@ CLIENT_LATENCY_US = 200
 
 
 class World:
-    """See the module. `ids` are 1 … n."""
+    """See the module. `ids` are 1 … n, and the spare ones that are no members at first."""
 
     def __init__(self, plan: Plan, *, steps: int) -> None:
         self.plan = plan
-        self.ids: tuple[MemberId, ...] = tuple(range(1, plan.nodes + 1))
+        self.ids: tuple[MemberId, ...] = tuple(range(1, plan.nodes + plan.spares + 1))
+        self.base = Configuration(self.ids[: plan.nodes])
         self.agenda = Agenda()
         self.trace = Trace(steps)
         self.marks = Marks()
+        self.members = MemberChecks(self)
         self.invariants = Invariants(self)
         self.history = History(self)
         self._luck = self.draws("world")
         self.nodes: dict[MemberId, SimNode] = {}
         self.nodes = {member_id: SimNode(self, member_id) for member_id in self.ids}
         self.network = Network(self)
+        self.operators = Operators(self)
         self.reads = ReadChecks(self)
         self.clients = [SimClient(self, number) for number in range(1, plan.clients + 1)]
         self.restarts = True  # whoever dies is started again
