@@ -80,6 +80,23 @@ def test_a_run_gives_a_verdict_and_keeps_what_it_saw(place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["runs"], "the cluster left files"
 
 
+@pytest.mark.timeout(180)
+def test_a_short_soak_holds(place: Path) -> None:
+    """Half a minute of what `scripts/soak` does for ten: all kinds at once, everything holds.
+
+    Linearizable, equal states, no process that ended by itself, nothing that grew.
+    """
+    kinds = "kill,pause,membership,transfer,snapshot"
+    arguments, environ = command(place, "--nemesis", kinds, "--time", "30s", "--json")
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, check=False)
+    document = json.loads(done.stdout)
+    told = done.stdout + done.stderr  # the seed among it
+    assert document["check"]["verdict"] == "linearizable", told
+    assert document["crashes"] == [], told
+    assert document["counts"]["ok"] >= 600, told
+    assert sum(count > 0 for count in document["faults"].values()) >= 4, told
+
+
 def test_every_client_has_one_operation_at_a_time(place: Path) -> None:
     """A process id is used again only after its operation ended, and never after an unknown one."""
     arguments, environ = command(place, "--nemesis", "pause", "--time", "3s", "--json", "-n", "3")

@@ -87,7 +87,8 @@ def run(
         typer.Option(
             "--nemesis",
             metavar="KINDS",
-            help="kill, pause, partition, one-way, drop, delay, duplicate, reorder, corrupt; none.",
+            help="kill, pause, partition, one-way, drop, delay, duplicate, reorder, corrupt, "
+            "membership, transfer, snapshot; none.",
         ),
     ] = "kill,pause,partition",
     time: Annotated[

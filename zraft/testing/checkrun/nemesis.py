@@ -9,63 +9,19 @@ kill that found nobody to kill is None. A new kind is a class with these two met
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from zraft import clock
-from zraft.client.control import Cluster, leadership
 from zraft.client.faults import FaultView
 from zraft.control_api import Action
 from zraft.errors import ControlError, NotFound
+from zraft.testing.checkrun.field import Field, Strike
+from zraft.testing.checkrun.operations import Membership, Snapshot, Transfer
 
 GRACE_MS = 3_000  # a fault heals by itself so long after it should have been undone
-ASK_MS = 300
 OWNER = "check"
 MAX_LINKS = 4
-
-
-@dataclass(slots=True)
-class Strike:
-    """A fault that is in force. `hits` is how often it was felt, None when that is its nature."""
-
-    kind: str
-    nodes: list[str]
-    what: str
-    began_ns: int
-    until_ms: int  # CLOCK_BOOTTIME
-    hits: int | None = None
-
-
-class Field:
-    """The cluster as a nemesis sees it, and the rules of the game."""
-
-    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
-        self.cluster = cluster
-        self.rng = rng
-        self.names = cluster.file.names
-
-    def leader(self) -> str | None:
-        """Return the node that a majority follows now."""
-        seen = leadership(self.cluster.statuses(timeout_ms=ASK_MS))
-        return None if seen is None else seen.leader
-
-    def victim(self) -> str | None:
-        """Return a node to break, the leader every other time; None when enough are broken.
-
-        Usually a majority stays whole, so that there is something to be wrong about; one time in
-        eight anything goes.
-        """
-        rows = self.cluster.table()
-        whole = [name for name in self.names if name in rows and rows[name].state == "running"]
-        limit = len(self.names) if self.rng.random() < 0.125 else (len(self.names) - 1) // 2
-        if not whole or len(self.names) - len(whole) >= limit:
-            return None
-        leader = self.leader()
-        if leader in whole and self.rng.random() < 0.5:
-            return leader
-        return self.rng.choice(whole)
 
 
 class Nemesis(Protocol):
@@ -214,6 +170,9 @@ NEMESES: dict[str, Callable[[], Nemesis]] = {
     "duplicate": lambda: _Links(_duplicate, 2_500),
     "reorder": lambda: _Links(_reorder, 2_500),
     "corrupt": lambda: _Links(_corrupt, 2_500),
+    "membership": Membership,
+    "transfer": Transfer,
+    "snapshot": Snapshot,
 }
 
 PILING = frozenset({"kill", "pause"})

@@ -27,12 +27,15 @@ from typing import Any
 import msgspec
 
 from zraft import clock
+from zraft.client.conditions import leadership, members
 from zraft.client.control import Cluster, UpSpec
 from zraft.client.sync import Client
 from zraft.errors import RequestError, Unavailable
 from zraft.testing.checkrun.drivers import Drivers
+from zraft.testing.checkrun.field import Field, Strike
 from zraft.testing.checkrun.load import Counts, LoadSpec
-from zraft.testing.checkrun.nemesis import NEMESES, PILING, Field, Nemesis, Strike
+from zraft.testing.checkrun.nemesis import NEMESES, PILING, Nemesis
+from zraft.testing.checkrun.resources import Resources, grown
 from zraft.testing.history import Operation, write_history
 from zraft.testing.linearizability import CheckResult, check_history
 
@@ -181,6 +184,7 @@ class _Run:
         self._began_ms = clock.now_ms()
         self._told_ms = 0
         self._ok_after_heal = 0
+        self._resources: dict[str, Resources] = {}
 
     def progress(self, what: str | None) -> Progress:
         """Return what to tell now."""
@@ -191,12 +195,14 @@ class _Run:
         drivers = Drivers(self._load_specs(), self._variables)
         try:
             drivers.wait_for_traffic()
+            self._resources = self._measure()
             self._began_ms = clock.now_ms()
             self._rage(drivers)
             self._heal(drivers)
             before = drivers.counts.ok
             drivers.watch(SETTLE_MS)
             self._ok_after_heal = drivers.counts.ok - before
+            self.crashes += grown(self._resources, self._measure())
             history = drivers.stop()
             self.counts = drivers.counts
         finally:
@@ -204,6 +210,12 @@ class _Run:
         history += self._last_reads()
         self._note_crashes()
         return history
+
+    def _measure(self) -> dict[str, Resources]:
+        """Return what the processes of the nodes hold now."""
+        rows = self._cluster.table()
+        pids = {name: row.pid for name, row in rows.items() if row.pid is not None}
+        return {name: found for name, pid in pids.items() if (found := Resources.of(pid))}
 
     def _load_specs(self) -> list[LoadSpec]:
         spec = self._spec
@@ -312,7 +324,10 @@ class _Run:
                 self.crashes.append(f"{name} ended by itself: {row.last_exit}")
         with contextlib.suppress(RequestError):
             statuses = self._cluster.wait_for(["converged"], timeout_ms=10_000).statuses
-            hashes = {n: s.state_hash for n, s in statuses.items() if s is not None}
+            found = leadership(statuses)
+            leader = None if found is None else statuses[found.leader]
+            taking_part = {*statuses} if leader is None else members(leader, statuses)
+            hashes = {n: s.state_hash for n, s in statuses.items() if s and n in taking_part}
             if len(set(hashes.values())) > 1:
                 self.crashes.append(f"the nodes' states differ: {hashes}")
 
