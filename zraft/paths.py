@@ -4,7 +4,7 @@
     STATE/<cluster>/supervisor/{lock,state.json,log.jsonl,err}
     STATE/<cluster>/n1/{member.json,boot.json,lock,node.json,exit.json,wal/,
                         log.jsonl,trace.jsonl,err}
-    STATE/<cluster>/n1.{removed,quarantine}-<time>      what a former member left
+    STATE/<cluster>/n1.{removed,quarantine}-<member id> what a former member left
     RUN/zraft/<8 hex of the cluster directory's real path>/{s.ctl,n1.peer,n1.client,n1.ctl,n1.bulk}
 
 STATE is `$ZRAFT_HOME`, else `$XDG_STATE_HOME/zraft`, else `~/.local/state/zraft`. RUN is

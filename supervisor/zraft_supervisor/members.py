@@ -27,6 +27,7 @@ from zraft.control_api import AddMember, DropMember, ReplaceMember
 from zraft.errors import Conflict, ControlError, SupervisorError
 from zraft.paths import (
     MAX_NODES,
+    TCP_BULK_OFFSET,
     TCP_PORTS_PER_SLOT,
     ClusterFile,
     FormerMember,
@@ -114,11 +115,11 @@ def free_name(cluster: ClusterFile) -> str:
 
 def _free_position(cluster: ClusterFile) -> int:
     taken = {cluster.position(member) for member in cluster.members}
-    for position in range(TCP_PORTS_PER_SLOT // 2):
+    for position in range(MAX_NODES):
         if position in taken:
             continue
-        port = cluster.base_port + 2 * position
-        if cluster.transport == "ipc" or (can_bind(port) and can_bind(port + 1)):
+        offsets = (2 * position, 2 * position + 1, TCP_BULK_OFFSET + position)
+        if cluster.transport == "ipc" or all(can_bind(cluster.base_port + one) for one in offsets):
             return position
     raise SupervisorError(
         "no free tcp ports for another node",

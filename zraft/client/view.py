@@ -159,7 +159,7 @@ class ClusterView:
             ControlError: an unknown condition (exit 2).
             Unavailable: the time is up; `why` says which condition fails and what is seen (exit 6).
         """
-        check_conditions(conditions, len(self.file.members))
+        check_conditions(conditions, len(self.reload().members))
         began_ms = clock.now_ms()
         pause = select.poll()
         while True:
