@@ -6,14 +6,17 @@ import os
 import random
 import secrets
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 import pytest
 
 from tests.cluster.harness import LiveCluster, elections_won, live_cluster
 from tests.cluster.test_durability import check_states, check_writes
-from tests.cluster.writers import writers_on
+from tests.cluster.writers import value_of, writers_on
 from zraft.client.sync import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -94,15 +97,51 @@ def test_a_wiped_node_comes_back_as_another_member() -> None:
         client.kv.put("after", "2")
 
 
+SESSION = """
+import select, sys
+from itertools import count
+from zraft.client.sync import Client
+with Client(sys.argv[1], timeout_s=10) as client, client.session() as session:
+    for number in count(1):
+        session.kv.put(f"rolling-{number}", "x")
+        if select.select([0], [], [], 0)[0]:
+            break
+print(number)
+"""
+"""Writes in one session until its standard input ends; any write that does not end well ends it."""
+
+
+@contextmanager
+def session_on(live: LiveCluster) -> Iterator[subprocess.Popen[bytes]]:
+    """Run SESSION; afterwards it is gone."""
+    popen = subprocess.Popen(
+        [sys.executable, "-c", SESSION, live.cluster.name],
+        env=live.environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield popen
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
 def test_a_rolling_restart_under_load_loses_nothing() -> None:
-    """One after the other, the leader last and only after it handed over."""
-    with live_cluster(3) as live, writers_on(live) as writers:
+    """One after the other, the leader last and only after it handed over; no session sees it."""
+    with live_cluster(3) as live, writers_on(live) as writers, session_on(live) as session:
         before = {name: live.status(name).pid for name in live.names}
         result = live.cluster.rolling_restart(timeout_ms=60_000)
+        told, _ = session.communicate(timeout=20)
+        assert session.returncode == 0, "a write of the session failed"
+        assert int(told) > 1
         assert result.left == []
         assert len(result.handovers_ms) == 1
         history = writers.stop()
         statuses = live.converged()
         assert all(statuses[name].pid != pid for name, pid in before.items())
         check_states(statuses)
-        check_writes(live, history)
+        with Client(live.cluster.name, environ=live.environ) as client:
+            there = {item.key.decode(): item.value.decode() for item in client.kv.scan("w")}
+        kept = [there.get(w.key) == value_of(w.key) for w in history if w.outcome == "ok"]
+        assert all(kept), f"{kept.count(False)} acknowledged writes are lost"
