@@ -28,6 +28,7 @@ from zraft.core.notices import EntriesAppended, EntriesTruncated, TransferSent
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState
 from zraft.core.state import Leadership, RaftState
+from zraft.machine.sessions import RESULT_OVERHEAD_BYTES, Kept, Session, Sessions
 
 
 class Patch(NamedTuple):
@@ -232,6 +233,30 @@ def _commit_by_committed(st: RaftState) -> None:
         replication.advance_commit(st, index)
 
 
+# Sessions
+
+_begin = Sessions.begin
+_keep = Sessions.keep
+
+
+def _begin_anew(
+    self: Sessions, session_id: int, sequence: int, ack_below: int, log_time_ms: int
+) -> Session | Kept:
+    """Look at the session, and not at whether the command was run before."""
+    found = _begin(self, session_id, sequence, ack_below, log_time_ms)
+    session = self._table.get(session_id)
+    return session if session is not None and sequence in session.results else found
+
+
+def _keep_the_last(self: Sessions, session: Session, sequence: int, kept: Kept) -> None:
+    """Keep one result, as if a client had one write under way at a time."""
+    for older, result in session.results.items():
+        self.kept_bytes -= len(result.result) + RESULT_OVERHEAD_BYTES
+        self._mix(session, -older)
+    session.results.clear()
+    _keep(self, session, sequence, kept)
+
+
 ZOO = {
     "double-vote-after-restart": Bug(
         "a node forgets after a restart for whom it voted in the term",
@@ -314,6 +339,16 @@ ZOO = {
         "a leader counts by its newest committed configuration, not by the newest in its log",
         "NuRaft #67, andy-yx-chen/jraft #1",
         (Patch(replication, "maybe_commit", _commit_by_committed),),
+    ),
+    "repeats-known-at-the-door-only": Bug(
+        "repetitions are found when a request arrives, and not when its entry is applied",
+        "thesis §6.3 read without its last step",
+        (Patch(Sessions, "begin", _begin_anew),),
+    ),
+    "only-the-last-result-kept": Bug(
+        "of each session the newest result is kept, though many writes are under way",
+        "thesis §6.3 for clients with one request at a time, used for others",
+        (Patch(Sessions, "keep", _keep_the_last),),
     ),
     "duplicate-reply-counted-twice": Bug(
         "a vote that arrives twice counts twice",

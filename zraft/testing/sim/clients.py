@@ -3,7 +3,8 @@
 A client has a few processes. Each does one operation at a time, thinks, and goes on; one whose
 outcome is unknown never speaks again under its old name, as a judge of histories wants it. Written
 values are unique. Some operations go to one node drawn at random and to no other: a client that
-only ever asks the leader it knows never sees what a replaced one would answer.
+only ever asks the leader it knows never sees what a replaced one would answer. In some worlds
+clients write in sessions: what was lost on its way is sent again under the same name.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from zraft.api import Consistency, Reply, Request
 from zraft.client.core import ClientCore
 from zraft.client.nodes import Member
 from zraft.client.pending import Finished
+from zraft.client.sessions import ClientSession
 from zraft.core.model import MemberId
-from zraft.errors import OutcomeUnknown
+from zraft.errors import OutcomeUnknown, SessionExpired
 from zraft.machine.kv_codec import encode_cas, encode_delete, encode_get, encode_put
 from zraft.machine.kv_results import (
     decode_cas_result,
@@ -50,6 +52,8 @@ class SimClient:
         self._lives: dict[int, int] = {}
         self._seen: dict[bytes, bytes | None] = {}
         self._values = 0
+        uses_session = world.draws(f"sessions of client {number}").chance(world.plan.sessions)
+        self._session = ClientSession() if uses_session else None
         self.quiet = False
 
     @property
@@ -117,6 +121,7 @@ class SimClient:
             now_ms=now_ms,
             target=target,
             max_staleness_ms=bound_ms,
+            session=self._session,
         )
         self._open[request_id] = (process, operation)
         world.trace.state(now_us, self._number, request_id, operation.floor)
@@ -139,7 +144,9 @@ class SimClient:
             operation.term = outcome.term
             world.trace.state(operation.return_us, self._number, outcome.index)
             world.history.on_ok(operation, outcome)
-        elif isinstance(outcome, OutcomeUnknown):
+        elif isinstance(outcome, OutcomeUnknown | SessionExpired):
+            if isinstance(outcome, SessionExpired):
+                world.marks.reach("session_expired")
             self._lives[process] += 1
             world.history.on_unknown(operation)
         else:

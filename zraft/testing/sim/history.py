@@ -5,6 +5,9 @@ index at which it happened, so real time, values and "at most once" are checked 
 moment an answer arrives. The other one (`zraft.testing.linearizability`) knows nothing but the
 history, and looks at the end.
 
+A write of a session may be in the log more than once, and is done by the first of its entries
+(`SessionModel`): an answer that names another one is a second execution.
+
 An operation may see or follow what was committed, anywhere, before it was invoked: the floor. A
 linearizable read below its floor is stale; a write at or below its floor happened before it began.
 """
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING
 from zraft.api import Consistency, Reply
 from zraft.core.model import EntryType
 from zraft.machine.kv_codec import Cas, Delete, Put, decode_command
+from zraft.testing.sim.sessions import SessionModel
 from zraft.testing.sim.trace import Violation
 from zraft.wire_entry import Entry
 
@@ -54,6 +58,7 @@ class History:
         self._world = world
         self.operations: list[Operation] = []
         self._by_body: dict[bytes, Operation] = {}
+        self._sessions = SessionModel(world.marks)
         self._changes: dict[bytes, tuple[list[int], list[bytes | None]]] = {}
         self._results: list[tuple[bytes, object] | None] = [None]  # by index: body and outcome
 
@@ -62,7 +67,9 @@ class History:
     def on_committed(self, index: int, entry: Entry) -> None:
         """Take the next committed entry: run it on the model."""
         assert index == len(self._results)
-        if entry.type != EntryType.COMMAND:
+        if entry.type == EntryType.SESSION:
+            self._sessions.on_session_entry(index, entry)
+        if entry.type != EntryType.COMMAND or not self._sessions.executes(entry):
             self._results.append(None)
             return
         self._results.append((entry.body, self._apply(index, entry.body)))
@@ -71,7 +78,7 @@ class History:
             return
         if operation.committed_at:
             where = f"{operation.committed_at} and {index}"
-            raise Violation(f"{operation.kind} {operation.value!r} is in the log twice: {where}")
+            raise Violation(f"{operation.kind} {operation.value!r} is done twice: {where}")
         operation.committed_at = index
         if operation.status == "fail":
             raise Violation(f"{operation.kind} {operation.value!r} failed, and is at {index}")

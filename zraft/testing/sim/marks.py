@@ -59,6 +59,9 @@ REQUIRED = {
     "lease_dropped": "a leader stood still and gave up its lease",
     "follower_read": "a node that did not lead answered a linearizable read",
     "stale_read_by_proof": "a bounded stale read was answered by an earlier proof",
+    "repeated_in_log": "a write of a session stands in the log more than once",
+    "expired_in_log": "a write of a session that was over came into the log",
+    "session_expired": "a client was told that its session is over",
     "stale_read_refused": "a bounded stale read was refused: nothing could be proven",
 }
 

@@ -83,6 +83,7 @@ class Plan:
     padding_bytes: int  # of values, at most
     heals_all: bool
 
+    sessions: float = 0.0  # of the clients: their writes have names and are repeated
     lease_reads: float = 0.0  # of the reads; with leases on
     stale_reads: float = 0.0
     bounded: float = 0.0  # of the stale ones
@@ -144,7 +145,17 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
     )
-    return _draw_members(_draw_reads(plan, draws), draws)
+    return _draw_sessions(_draw_members(_draw_reads(plan, draws), draws), draws)
+
+
+def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
+    """Draw who uses sessions; some live so short that they end between two attempts."""
+    terms = plan.limits.session_terms._replace(ttl_ms=draws.pick((400, 2000, 1_800_000)))
+    return replace(
+        plan,
+        sessions=draws.pick((0.0, 0.5, 1.0)),
+        limits=plan.limits._replace(session_terms=terms),
+    )
 
 
 def _draw_reads(plan: Plan, draws: Draws) -> Plan:
