@@ -14,7 +14,13 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from zraft.core import invariants
-from zraft.core.messages import AppendEntriesResponse, Message, RequestVote, RequestVoteResponse
+from zraft.core.messages import (
+    AppendEntriesResponse,
+    InstallSnapshotResponse,
+    Message,
+    RequestVote,
+    RequestVoteResponse,
+)
 from zraft.core.model import NOBODY, Entries, MemberId, Role
 from zraft.core.notices import (
     CommitAdvanced,
@@ -32,6 +38,7 @@ from zraft.core.notices import (
 )
 from zraft.core.ready import Ready
 from zraft.core.state import RaftState
+from zraft.testing.sim.snapshots import SnapshotWatch
 from zraft.testing.sim.trace import Violation
 from zraft.wire_entry import decode_entry
 
@@ -81,6 +88,7 @@ class Invariants:
         self._chains: list[bytes] = [b""]
         self._committed_in: list[int] = []
         self._digests: dict[int, int] = {}
+        self.snapshots = SnapshotWatch(world, self._terms)
 
     @property
     def committed_index(self) -> int:
@@ -98,7 +106,10 @@ class Invariants:
         """A process has read its log: what it said before must still be known to it."""
         shadow, memory = node.shadow, self._memories[node.member_id]
         state = node.raft.state
-        self._views[node.member_id] = View(term=state.term, terms=list(shadow.terms))
+        view = self._views[node.member_id] = View(term=state.term, terms=list(shadow.terms))
+        if state.snapshot is not None:
+            view.handed = view.applied = state.snapshot.index
+            view.chain = self._chains[view.handed]
         if shadow.hard_state.term < memory.term:
             raise Violation(
                 f"{node.member_id} said term {memory.term}, and recovers {shadow.hard_state}"
@@ -114,6 +125,11 @@ class Invariants:
     def on_ready(self, node: SimNode, ready: Ready) -> None:
         """A Ready was handed out, and nothing of it is done yet."""
         view, state = self._views[node.member_id], node.raft.state
+        if ready.restore is not None:
+            index = ready.restore.index
+            self.snapshots.check_restored(node, ready.restore, handed=view.handed, log=view.terms)
+            view.terms = self.committed_terms(index)
+            view.handed, view.chain = index, self._chains[index]
         if ready.entries is not None:
             self._check_entries(node, view, state, ready, ready.entries)
         if state.commit_index > view.commit:
@@ -166,6 +182,8 @@ class Invariants:
             raise Violation(f"{node.member_id} has entries that no Ready told")
         for index in range(view.commit + 1, state.commit_index + 1):
             term = log.term(index)
+            if index <= log.compacted.index and index <= len(canon):
+                continue  # in a snapshot: see `SnapshotWatch`
             assert term is not None
             if index <= len(canon):
                 if canon[index - 1] != term:
@@ -224,6 +242,9 @@ class Invariants:
                 assert isinstance(message, AppendEntriesResponse)
                 if message.success and message.match_index:
                     self._check_acknowledged(node, message)
+            elif kind is InstallSnapshotResponse:
+                assert isinstance(message, InstallSnapshotResponse)
+                self.snapshots.check_answer(node, message)
             elif kind is RequestVote:
                 assert isinstance(message, RequestVote)
                 if not message.pre_vote:
@@ -408,7 +429,7 @@ class Invariants:
                 if node.was_stalled:
                     reach("stalled_leader_deposed")
             case _:
-                pass
+                self.snapshots.on_notice(notice)
 
     def _on_commit_advanced(self, node: SimNode, notice: CommitAdvanced) -> None:
         state = node.raft.state

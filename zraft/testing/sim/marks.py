@@ -63,6 +63,13 @@ REQUIRED = {
     "expired_in_log": "a write of a session that was over came into the log",
     "session_expired": "a client was told that its session is over",
     "stale_read_refused": "a bounded stale read was refused: nothing could be proven",
+    "snapshot_taken": "a snapshot became durable",
+    "log_compacted": "a log was cut behind a snapshot",
+    "snapshot_installed": "a leader's snapshot took the place of a log",
+    "snapshot_resumed": "a transfer went on where an earlier one had ended",
+    "snapshot_given_up": "a transfer ended without success",
+    "snapshot_not_needed": "a snapshot arrived whose entries were here already",
+    "snapshot_refused": "the disk refused a snapshot, and the node went on",
 }
 
 

@@ -25,25 +25,19 @@ from zraft.core.notices import Notice
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
 from zraft.errors import CorruptLogError, ForeignDataError, StorageError
-from zraft.machine.kv import KV
 from zraft.node.server import Server
-from zraft.storage.base import Identity
 from zraft.storage.recovery import recover
-from zraft.storage.snapshots import SnapshotStore
 from zraft.testing.disk import Stopped
-from zraft.testing.sim.bulk import SimBulk
 from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.core import WatchedRaft
+from zraft.testing.sim.making import make_core, make_server, open_disk
 from zraft.testing.sim.stopping import Stopping
 from zraft.testing.sim.storage import (
-    CLUSTER_ID,
     Shadow,
     SimStorage,
     make_disk,
-    snapshot_directory,
 )
 from zraft.transport.base import PeerDown
-from zraft.wire_entry import EntryCodec
 
 if TYPE_CHECKING:
     from zraft.testing.sim.world import World
@@ -106,19 +100,11 @@ class SimNode:
     def start(self) -> None:
         """Start the process: read the log, then follow."""
         assert self.server is None
-        world, plan = self.world, self.world.plan
+        world = self.world
         self._forget()
         self.incarnation += 1
         self.local_us = world.agenda.now_us + self.draws.between(1_000, 20_000)
-        storage = SimStorage(
-            self.member_id, self.disk, self.shadow, plan.segment_bytes, self._report
-        )
-        store = SnapshotStore(
-            snapshot_directory(self.member_id),
-            Identity(CLUSTER_ID, self.member_id),
-            files=self.disk,
-            report=self._report,
-        )
+        storage, store = open_disk(self, self.report)
         try:
             recovered = recover(storage, store)
         except Stopped:
@@ -131,29 +117,8 @@ class SimNode:
         if storage.survived is not None:
             world.marks.reach("batch_survived" if storage.survived else "batch_lost")
         self.storage = storage
-        self.raft = WatchedRaft(
-            self.member_id,
-            recovered,
-            settings=plan.settings,
-            codec=EntryCodec(),
-            random=self.draws,
-            now_ms=self.clock.local_ms(self.local_us),
-        )
-        self.raft.node = self
-        self.server = Server(
-            raft=self.raft,
-            storage=storage,
-            store=store,
-            peers=self,
-            bulk=SimBulk(self),
-            machine=KV(),
-            replies=self,
-            forwards=self,
-            report=self._report,
-            on_notice=self._on_notice,
-            clock_ns=self._clock_ns,
-            limits=plan.limits,
-        )
+        self.raft = make_core(self, recovered)
+        self.server = make_server(self, self.raft, storage, store)
         world.network.on_start(self)
         world.invariants.on_start(self)
         world.trace.step(world.agenda.now_us, f"restart {self.member_id}")
@@ -481,20 +446,25 @@ class SimNode:
         world.trace.ready(world.agenda.now_us, self.member_id, ready)
         world.invariants.on_ready(self, ready)
 
-    def _on_notice(self, notice: Notice) -> None:
+    def on_notice(self, notice: Notice) -> None:
+        """The core reported a fact."""
         self.world.invariants.on_notice(self, notice)
         self.world.reads.on_notice(notice)
 
-    def _clock_ns(self) -> int:
+    def clock_ns(self) -> int:
+        """Return the process's time; after the first look in a turn, some has passed."""
         self._clock_reads += 1
         if self._clock_reads > 1 and self.world.plan.apply_us:
             self.local_us += self.draws.below(self.world.plan.apply_us)
         return self.local_us * 1000
 
-    def _report(self, event: str, /, **fields: object) -> None:
+    def report(self, event: str, /, **fields: object) -> None:
+        """`Report`: the situations that telemetry tells of."""
         if event == "storage.tail_repaired":
             self.world.marks.reach("wal_torn")
         elif event == "storage.segment_rotated":
             self.world.marks.reach("segment_rotated")
             self._to_prepare = self.world.plan.prepares
+        else:
+            self.world.invariants.snapshots.on_report(self, event)
         assert event != "apply.failed", fields

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from zraft.core.model import Settings
-from zraft.node.ports import Limits
+from zraft.node.ports import Limits, SnapshotLimits
 from zraft.testing.sim.draws import Draws
 
 FAULTS = (
@@ -145,7 +145,8 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         padding_bytes=draws.pick((0, 0, 300, 3000)),
         heals_all=draws.chance(0.5),
     )
-    return _draw_sessions(_draw_members(_draw_reads(plan, draws), draws), draws)
+    plan = _draw_sessions(_draw_members(_draw_reads(plan, draws), draws), draws)
+    return _draw_snapshots(plan, draws)
 
 
 def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
@@ -187,6 +188,33 @@ def _draw_members(plan: Plan, draws: Draws) -> Plan:
     drifts = any(plan.drifts_ppm)
     more = tuple(draws.between(-50_000, 50_000) if drifts else 0 for _ in range(spares))
     return replace(plan, spares=spares, change_gap_us=gap_us, drifts_ppm=(*plan.drifts_ppm, *more))
+
+
+def _draw_snapshots(plan: Plan, draws: Draws) -> Plan:
+    """Draw when snapshots are taken, what stays behind them, and how they are sent.
+
+    Mostly a few dozen entries make one, little stays, and the pieces are small.
+    """
+    takes = draws.chance(0.8)
+    min_log_bytes = draws.pick((300, 1000, 3000, 20_000))
+    trailing, trailing_bytes, held_bytes = draws.pick(
+        ((0, 0, 0), (0, 0, 0), (3, 1 << 20, 1 << 20), (40, 1 << 20, 1 << 20), (0, 0, 2000))
+    )
+    limits = SnapshotLimits(
+        min_log_bytes=min_log_bytes if takes else 64 << 20,
+        size_percent=draws.pick((1, 100)),
+        slice_ms=draws.pick((0, 5)),
+        chunk_bytes=draws.pick((40, 150, 64 << 10, 64 << 10)),
+        window_chunks=draws.pick((1, 4)),
+        max_bytes_per_s=draws.pick((64 << 20, 64 << 20, 20_000)),
+    )
+    return replace(
+        plan,
+        settings=plan.settings._replace(
+            trailing_entries=trailing, trailing_bytes=trailing_bytes, held_bytes=held_bytes
+        ),
+        limits=plan.limits._replace(snapshots=limits),
+    )
 
 
 def _draw_settings(draws: Draws) -> Settings:
