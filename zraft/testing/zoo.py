@@ -18,9 +18,11 @@ from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    DigestPurpose,
     Message,
     ReadIndexResponse,
     RequestVoteResponse,
+    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import NOBODY, Configuration, HardState, MemberId, Recovered, Role
@@ -28,7 +30,9 @@ from zraft.core.notices import EntriesAppended, EntriesTruncated, TransferSent
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState
 from zraft.core.state import Leadership, RaftState
+from zraft.machine.replica import Outcome, Replica
 from zraft.machine.sessions import RESULT_OVERHEAD_BYTES, Kept, Session, Sessions
+from zraft.node.digests import DigestWatch, View
 
 
 class Patch(NamedTuple):
@@ -257,7 +261,39 @@ def _keep_the_last(self: Sessions, session: Session, sequence: int, kept: Kept) 
     _keep(self, session, sequence, kept)
 
 
+# States
+
+_apply = Replica.apply
+_ticks = count(1)
+
+
+def _apply_by_the_clock(self: Replica, index: int, payload: bytes) -> Outcome:
+    """Let the state depend on when it is computed, as by `time.time()` in a machine."""
+    self._running ^= next(_ticks)
+    return _apply(self, index, payload)
+
+
+def _tell_newest(self: DigestWatch, view: View) -> None:
+    """The production function, but with the digest of now under the index of the last multiple."""
+    digest = self._history.at(self._history.last_index)
+    if digest is not None:
+        report = DigestPurpose.REPORT
+        self._outgoing.append(
+            StateDigest(self._me, view.leader, view.term, report, self._latest, digest)
+        )
+
+
 ZOO = {
+    "state-from-the-clock": Bug(
+        "replicas compute something of their own into their states",
+        "etcd #13766: members of one cluster with different data",
+        (Patch(Replica, "apply", _apply_by_the_clock),),
+    ),
+    "digests-of-different-indices": Bug(
+        "digests are compared that were taken after different entries",
+        "hash checks of live systems, which alarm about replicas that are merely behind",
+        (Patch(DigestWatch, "_tell", _tell_newest),),
+    ),
     "double-vote-after-restart": Bug(
         "a node forgets after a restart for whom it voted in the term",
         "PySyncObj #84, seaweedfs/raft #9",

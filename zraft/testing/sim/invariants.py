@@ -330,6 +330,8 @@ class Invariants:
         digest = server.replica.digest()
         if self._digests.setdefault(applied, digest) != digest:
             raise Violation(f"{node.member_id} has another state at {applied}")
+        if server.digests.compared:
+            self._world.marks.reach("digests_compared")
 
     def _check_leader(self, node: SimNode, view: View, state: RaftState) -> None:
         if view.led_term != state.term:

@@ -62,6 +62,7 @@ REQUIRED = {
     "repeated_in_log": "a write of a session stands in the log more than once",
     "expired_in_log": "a write of a session that was over came into the log",
     "session_expired": "a client was told that its session is over",
+    "digests_compared": "a leader compared the states of all members at an index",
     "stale_read_refused": "a bounded stale read was refused: nothing could be proven",
     "snapshot_taken": "a snapshot became durable",
     "log_compacted": "a log was cut behind a snapshot",

@@ -146,7 +146,9 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
         heals_all=draws.chance(0.5),
     )
     plan = _draw_sessions(_draw_members(_draw_reads(plan, draws), draws), draws)
-    return _draw_snapshots(plan, draws)
+    plan = _draw_snapshots(plan, draws)
+    every = draws.pick((1024, 64, 16))
+    return replace(plan, limits=plan.limits._replace(digest_interval=every))
 
 
 def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
