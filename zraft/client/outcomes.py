@@ -62,14 +62,14 @@ def refused(case: Case, node: str, reply: Reply) -> ZraftError:
         case Code.WITHDRAWN:
             tries = ("send it again under a new id, if it is still wanted",)
             return Withdrawn(_NOTHING_CHANGED, why=why, try_=tries, **rest)
-        case Code.BUSY | Code.UNAVAILABLE | Code.NOT_LEADER if case.unsure:
-            return _unknown(case, "sent more than once, and never answered for certain", why)
-        case Code.BUSY:
-            tries = ("send it again after a while", "keep fewer requests outstanding")
-            return Busy(what, why=why, try_=tries, **rest)
         case Code.INVALID:
             what = f"the {'command' if case.is_write else 'query'} was refused; nothing changed"
             return InvalidCommand(what, why=why, try_="correct it and send it again", **rest)
+        case _ if case.unsure:
+            return _unknown(case, "sent, maybe more than once, and never answered for certain", why)
+        case Code.BUSY:
+            tries = ("send it again after a while", "keep fewer requests outstanding")
+            return Busy(what, why=why, try_=tries, **rest)
         case Code.TOO_LARGE:
             return TooLargeError(what, why=why, try_="split it into smaller requests")
         case Code.UNSUPPORTED:
