@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import cast
 
 import pytest
 
@@ -173,7 +174,7 @@ def test_a_write_that_was_never_answered_for_certain_stays_unknown(last: int) ->
     while shell.core.outstanding:
         shell.now_ms = max(shell.now_ms, shell.wake_ms())
         for sent in shell.turn():
-            shell.answer(sent, last)
+            shell.answer(sent, cast("Code", last))
     error = outcome(shell)
     assert isinstance(error, OutcomeUnknown)
     assert error.request_id == f"{SESSION:x}-1"

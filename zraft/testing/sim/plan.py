@@ -206,7 +206,7 @@ def _draw_snapshots(plan: Plan, draws: Draws) -> Plan:
         min_log_bytes=min_log_bytes if takes else 64 << 20,
         size_percent=draws.pick((1, 100)),
         slice_ms=draws.pick((0, 5)),
-        chunk_bytes=draws.pick((40, 150, 64 << 10, 64 << 10)),
+        chunk_bytes=draws.pick((200, 1_000, 64 << 10, 64 << 10)),
         window_chunks=draws.pick((1, 4)),
         max_bytes_per_s=draws.pick((64 << 20, 64 << 20, 20_000)),
     )

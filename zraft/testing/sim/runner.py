@@ -37,6 +37,9 @@ REST_TIMEOUTS = 20
 PROBE_DEADLINE_MS = 5000
 SLACK = 1.15  # clocks drift
 
+RESENT = 6
+"""How often a piece of a snapshot may be sent until it arrives in its turn."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -272,12 +275,24 @@ class Simulation:
         self._wait("equal logs", limit_us, lambda: _are_equal(healed))
 
     def _missing_us(self, healed: list[SimNode]) -> int:
-        """Return how long it may take until the shortest log is as long as the longest."""
+        """Return how long it may take until the shortest log is as long as the longest.
+
+        Who misses what is compacted away gets a snapshot first, at the rate and in the pieces of
+        the plan, and another one if the log was cut again meanwhile; an answer that is overtaken
+        has a piece sent again.
+        """
         plan = self.plan
         lengths = [len(node.shadow.terms) for node in healed]
         # With a window of one entry, each that is missing costs a round trip and a sync.
         entry_us = 2 * (plan.latency_us + plan.jitter_us + plan.sync_us) + plan.apply_us
-        return (max(lengths) - min(lengths)) * entry_us
+        missing_us = (max(lengths) - min(lengths)) * entry_us
+        limits = plan.limits.snapshots
+        snapshots = [node.raft.snapshot for node in healed if node.server is not None]
+        size_bytes = max((meta.size_bytes for meta in snapshots if meta is not None), default=0)
+        behind = sum(length < max(lengths) for length in lengths)
+        at_rate_us = size_bytes * 1_000_000 // limits.max_bytes_per_s
+        in_pieces_us = (1 + size_bytes // limits.chunk_bytes) * RESENT * entry_us
+        return missing_us + 2 * behind * (at_rate_us + in_pieces_us)
 
     def _rest(self, healed: list[SimNode]) -> None:
         """Nobody asks anything and nothing breaks: the leader and the term stay."""

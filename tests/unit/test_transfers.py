@@ -1,0 +1,138 @@
+"""Sending snapshots: a small rate is no reason to give up, and followers take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from zraft.core.messages import InstallSnapshot, InstallSnapshotResponse
+from zraft.core.model import Configuration, MemberId, SnapshotMeta
+from zraft.core.raft import Raft
+from zraft.node.ports import SnapshotLimits
+from zraft.node.transfers import Sending
+from zraft.storage.snapshots import SnapshotStore
+
+ELECTION_MS = 300
+META = SnapshotMeta(9, 2, Configuration((1, 2, 3)), size_bytes=1000, crc=7)
+
+
+class Follower:
+    """Takes chunks in order and says where it is; `answers` may be turned off."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.answers = True
+        self.opened = 0
+
+
+class World:
+    """A leader's surroundings: the file, the lane, and followers that answer at once."""
+
+    def __init__(self, limits: SnapshotLimits, followers: tuple[MemberId, ...] = (2, 3)) -> None:
+        self.now_ms = 0
+        self.followers = {peer: Follower() for peer in followers}
+        self.failed: list[MemberId] = []
+        self.events: list[str] = []
+        self._answers: list[Callable[[], None]] = []
+        around: Any = self
+        self.sending = Sending(
+            cast("Raft", around),
+            cast("SnapshotStore", around),
+            around,
+            lambda event, /, **fields: self.events.append(event),
+            limits,
+        )
+
+    # Raft
+
+    @property
+    def state(self) -> Any:
+        settings = SimpleNamespace(election_max_ms=ELECTION_MS)
+        return SimpleNamespace(me=1, settings=settings, leadership=None)
+
+    @property
+    def term(self) -> int:
+        return 2
+
+    def wants_snapshot(self, peer: MemberId) -> bool:
+        return self.followers[peer].held < META.size_bytes and peer not in self.failed
+
+    def on_snapshot_sending(self, peer: MemberId, index: int, *, now_ms: int) -> None:
+        assert index == META.index
+
+    def on_snapshot_failed(self, peer: MemberId, *, now_ms: int) -> None:
+        self.failed.append(peer)
+
+    # The store and its reader
+
+    @property
+    def newest(self) -> SnapshotMeta:
+        return META
+
+    def reader(self, meta: SnapshotMeta) -> Any:
+        return SimpleNamespace(
+            read_at=lambda at, n: bytes(META.size_bytes)[at : at + n], close=lambda: None
+        )
+
+    # The lane
+
+    def open(self, peer: MemberId) -> None:
+        self.followers[peer].opened += 1
+
+    def shut(self, peer: MemberId) -> None:
+        self.followers[peer].opened -= 1
+
+    def renew(self, peer: MemberId) -> None:
+        assert self.followers[peer].opened
+
+    def send(self, chunk: InstallSnapshot) -> bool:
+        follower = self.followers[chunk.dst]
+        if follower.answers:
+            if chunk.offset == follower.held:
+                follower.held += len(chunk.data)
+            place = META.index, META.term, follower.held
+            answer = InstallSnapshotResponse(chunk.dst, 1, 2, *place, installed=False)
+            self._answers.append(lambda: self.sending.on_answer(answer, self.now_ms))
+        return True
+
+    def run(self, for_ms: int) -> None:
+        """Let time go on in steps of a few milliseconds."""
+        for peer in self.followers:
+            self.sending.begin(peer, self.now_ms)
+        end_ms = self.now_ms + for_ms
+        while self.now_ms < end_ms:
+            self.sending.work(self.now_ms)
+            answers, self._answers = self._answers, []
+            for answer in answers:
+                answer()
+            self.now_ms += 5
+        self.sending.work(self.now_ms)
+
+
+def test_a_rate_that_makes_a_chunk_take_seconds_ends_no_transfer() -> None:
+    """The wait for the rate is nobody's silence (simulator, seed 134)."""
+    world = World(SnapshotLimits(chunk_bytes=400, window_chunks=1, max_bytes_per_s=100))
+    world.run(60_000)
+    assert world.failed == []
+    assert [follower.held for follower in world.followers.values()] == [1000, 1000]
+    assert all(follower.opened == 0 for follower in world.followers.values()), "lanes are shut"
+
+
+def test_followers_take_turns_at_the_rate() -> None:
+    """One that is first in the list does not keep the others waiting until it has everything."""
+    world = World(SnapshotLimits(chunk_bytes=100, window_chunks=1, max_bytes_per_s=100))
+    world.run(7_000)
+    first, second = (follower.held for follower in world.followers.values())
+    assert abs(first - second) <= 200, (first, second)
+    assert 300 <= first < 1000
+
+
+def test_a_follower_that_says_nothing_is_left_alone_after_a_while() -> None:
+    """The core probes it then; the other one gets its snapshot."""
+    world = World(SnapshotLimits(chunk_bytes=400, window_chunks=1, max_bytes_per_s=1 << 20))
+    world.followers[2].answers = False
+    world.run(5_000)
+    assert world.failed == [2]
+    assert world.followers[3].held == 1000
+    assert world.events.count("snapshot.send_ended") == 2, "neither is known to be installed"
