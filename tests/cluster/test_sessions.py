@@ -18,6 +18,7 @@ from zraft.client.sessions import ClientSession
 from zraft.client.sync import Client
 from zraft.errors import Busy, OutcomeUnknown, SessionExpired, Unavailable, Withdrawn
 from zraft.machine.kv_codec import encode_put
+from zraft.machine.kv_results import decode_put_result
 from zraft.machine.session_ops import Fate
 
 pytestmark = pytest.mark.cluster
@@ -79,21 +80,23 @@ def test_writes_of_a_session_are_applied_once_though_their_leader_is_killed(
         killed = ""
         for number in range(WRITES):
             body = encode_put(b"counted", b"%d" % number)
-            client.submit(body, Consistency.WRITE, session=session)
+            last_id = client.submit(body, Consistency.WRITE, session=session)
             if number == WRITES // 2:
                 client.wait()
                 killed = nodes.leader()
                 nodes.runs[killed].process.kill()
-        outcomes = []
+        finished = []
         while client.outstanding:
-            outcomes += [finished.outcome for finished in client.wait()]
+            finished += client.wait()
         assert killed
-        assert [outcome for outcome in outcomes if not isinstance(outcome, Reply)] == []
+        assert [one.outcome for one in finished if not isinstance(one.outcome, Reply)] == []
+        (last,) = (one.outcome for one in finished if one.request_id == last_id)
+        assert isinstance(last, Reply)
         entry = client.kv.entry("counted")
         assert entry is not None
         assert entry.version == WRITES
         repeated = client.repeat(f"{session.session_id:x}-{WRITES}").kv.put("counted", "again")
-        assert repeated.revision == entry.mod_revision, "the answer of the first time"
+        assert repeated.revision == decode_put_result(last.body), "as the first time"
         assert client.kv.entry("counted") == entry
     nodes.start_all()
     nodes.leader()

@@ -46,6 +46,8 @@ DIRECTED = {
     "transfer-before-caught-up": "transfer.txt",
     "joint-by-one-majority": "membership_joint.txt",
     "configuration-counts-when-committed": "membership_leader_leaves.txt",
+    "old-snapshot-rolls-back": "snapshot_not_needed.txt",
+    "snapshot-drops-suffix": "snapshot_not_needed.txt",
     "duplicate-reply-counted-twice": "doubled_vote.txt",
 }
 """The file of the interaction language that finds each bug without any luck."""
@@ -58,6 +60,8 @@ COMPARED = {"state-from-the-clock", "digests-of-different-indices"}
 """Bugs that no core shows, only servers that compare their states."""
 
 FOUND_BY = {
+    "commit-past-match": 4,
+    "digests-of-different-indices": 0,
     "no-up-to-date-check": 2,
     "acknowledge-own-last-index": 4,
     "stale-read-without-quorum": 4,
@@ -65,7 +69,7 @@ FOUND_BY = {
     "joint-by-one-majority": 15,
     "read-ids-reused": 1,
     "lease-from-answers": 5,
-    "lease-survives-transfer": 5,
+    "lease-survives-transfer": 9,
     "transfer-before-caught-up": 5,
     "only-the-last-result-kept": 1,
 }
@@ -123,7 +127,7 @@ def test_directed_file_finds_the_planted_bug(bug: str) -> None:
     with planted(bug):
         try:
             shown = rewritten(text)
-        except AssertionError:
+        except (AssertionError, LookupError):  # an invariant, or a snapshot that was never taken
             shown = ""
     assert shown != text
     assert rewritten(text) == text, "the bug was not taken out again"

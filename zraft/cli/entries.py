@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zraft.cli.durations import format_ms
 from zraft.core.model import Configuration, EntryType
 from zraft.errors import DecodeError
 from zraft.machine.base import CommandError
@@ -24,6 +25,7 @@ from zraft.machine.kv_codec import (
     Txn,
     decode_command,
 )
+from zraft.machine.session_ops import SessionOp, decode_op
 from zraft.wire_entry import Entry, decode_configuration, decode_entry
 
 VALUE_CHARACTERS = 32
@@ -55,10 +57,26 @@ def describe_entry(payload: bytes, names: Names) -> EntryWords:
     elif entry.type == EntryType.CONFIG:
         text = _describe_config(entry.body, names)
     elif entry.type == EntryType.SESSION:
-        text = _bytes(entry.body) if entry.body else ""
+        return EntryWords(kind, _describe_session(entry), entry)
     if entry.session:
         text = f"{text} (session {entry.session:x} seq {entry.sequence})".strip()
     return EntryWords(kind, text, entry)
+
+
+def _describe_session(entry: Entry) -> str:
+    """Return what is done to a session; one that is opened gets the entry's index as its id."""
+    try:
+        op, numbers = decode_op(entry.body)
+    except DecodeError as error:
+        return f"no session's entry: {error.what}"
+    match op:
+        case SessionOp.OPEN:
+            ttl = f", ends {format_ms(numbers[0])} after its last use" if numbers else ""
+            return f"open a session{ttl}"
+        case SessionOp.RESOLVE:
+            return f"resolve {entry.session:x}-{entry.sequence}"
+        case SessionOp.KEEP | SessionOp.CLOSE:
+            return f"{op.name.lower()} session {entry.session:x}"
 
 
 def describe_command(body: bytes) -> str:

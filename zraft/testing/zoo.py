@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
-from zraft.core import election, leases, membership, quorum, reads, replication, state, transfer
+from zraft.core import (
+    election,
+    leases,
+    membership,
+    quorum,
+    reads,
+    replication,
+    snapshots,
+    state,
+    transfer,
+)
 from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
@@ -283,6 +293,19 @@ def _tell_newest(self: DigestWatch, view: View) -> None:
         )
 
 
+# Snapshots
+
+_covered = snapshots._covered
+
+
+def _needed_unless_in_log(st: RaftState, index: int, term: int) -> str | None:
+    return None if index <= st.commit_index else _covered(st, index, term)
+
+
+def _needed_unless_committed(st: RaftState, index: int, term: int) -> str | None:
+    return _covered(st, index, term) if index <= st.commit_index else None
+
+
 ZOO = {
     "state-from-the-clock": Bug(
         "replicas compute something of their own into their states",
@@ -375,6 +398,16 @@ ZOO = {
         "a leader counts by its newest committed configuration, not by the newest in its log",
         "NuRaft #67, andy-yx-chen/jraft #1",
         (Patch(replication, "maybe_commit", _commit_by_committed),),
+    ),
+    "old-snapshot-rolls-back": Bug(
+        "a snapshot is installed although all that it covers is committed here",
+        "openraft ac3e5a89",
+        (Patch(snapshots, "_covered", _needed_unless_in_log),),
+    ),
+    "snapshot-drops-suffix": Bug(
+        "a snapshot of a prefix takes the place of the whole log",
+        "camunda #6092; Raft Fig. 13 read without its sixth rule",
+        (Patch(snapshots, "_covered", _needed_unless_committed),),
     ),
     "repeats-known-at-the-door-only": Bug(
         "repetitions are found when a request arrives, and not when its entry is applied",
