@@ -59,8 +59,13 @@ SCENES = {"repeats-known-at-the-door-only", "only-the-last-result-kept"}
 COMPARED = {"state-from-the-clock", "digests-of-different-indices"}
 """Bugs that no core shows, only servers that compare their states."""
 
+RARE = {"snapshot-drops-suffix"}
+"""Fifty seeds do not find it: a follower must hold the last entry of a snapshot, and not yet know
+that it is committed, when the snapshot comes. The file leads there."""
+
 FOUND_BY = {
     "commit-past-match": 4,
+    "old-snapshot-rolls-back": 11,
     "digests-of-different-indices": 0,
     "no-up-to-date-check": 2,
     "acknowledge-own-last-index": 4,
@@ -111,9 +116,9 @@ def first_violation(bug: str) -> tuple[int, str] | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("bug", ZOO)
+@pytest.mark.parametrize("bug", [bug for bug in ZOO if bug not in RARE])
 def test_random_search_finds_the_planted_bug(bug: str) -> None:
-    """Fifty seeds are enough for every bug; a violation names a property, not a crash."""
+    """Fifty seeds are enough for nearly every bug; a violation names a property, not a crash."""
     found = first_violation(bug)
     assert found is not None, f"{bug} was not found"
     assert any(word in found[1] for word in ("Violation", "Assertion", "Diverged")), found
@@ -182,3 +187,4 @@ def test_zoo_names_a_real_system_for_each_bug() -> None:
     assert len(ZOO) >= 10
     assert [name for name, bug in ZOO.items() if not (bug.what and bug.known_from)] == []
     assert sorted([*DIRECTED, *SCENES, *COMPARED]) == sorted(ZOO)
+    assert RARE <= {*DIRECTED}

@@ -250,10 +250,10 @@ def test_waiting_in_vain_ends_with_6_and_looking_back_finds(
     assert main(["logs", "wait", "election.*", "--timeout", "20ms", "--json"]) == 6
     error = json.loads(capsys.readouterr().err)["error"]
     assert (error["code"], error["exit"]) == ("not_seen", 6)
-    assert main(["logs", "wait", "election.*", "n1", "--since", "5m", "--json"]) == 0
+    assert main(["logs", "wait", "election.*", "n1", "--since", "2h", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seq"] == 1
     condition = ["--where", "seq == 2"]
-    assert main(["logs", "wait", "election.*", "--since", "5m", *condition, "--field", "seq"]) == 0
+    assert main(["logs", "wait", "election.*", "--since", "2h", *condition, "--field", "seq"]) == 0
     assert capsys.readouterr().out == "2\n"
     for wrong in (["nonsense.*"], ["election.*", "n7"], ["election.*", "--where", "1 +"]):
         assert main(["logs", "wait", *wrong]) == 2
