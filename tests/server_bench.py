@@ -107,7 +107,14 @@ class FakePort:
 class ServerBench:
     """`nodes` servers with ids 1 … n. `answers[request_id]` holds the replies that clients got."""
 
-    def __init__(self, nodes: int, limits: Limits | None = None, *, thorough: bool = True) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        limits: Limits | None = None,
+        *,
+        settings: Settings | None = None,
+        thorough: bool = True,
+    ) -> None:
         self.now_ms = 0
         self.ids = tuple(range(1, nodes + 1))
         self.network: list[Message] = []
@@ -118,6 +125,7 @@ class ServerBench:
         self.cut: set[MemberId] = set()
         self.servers: dict[MemberId, Server] = {}
         self._next_id = 1
+        self._settings = Settings() if settings is None else settings
         self.disks = {me: SimulatedDisk() for me in self.ids}
         for me in self.ids:
             self.disks[me].mkdir(Path(f"/n{me}"))
@@ -128,7 +136,7 @@ class ServerBench:
         raft = Raft(
             me,
             storage.load(),
-            settings=Settings(lease=limits.lease_reads),
+            settings=self._settings._replace(lease=limits.lease_reads),
             codec=EntryCodec(),
             random=random.Random(me),
             now_ms=self.now_ms,

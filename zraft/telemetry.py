@@ -181,14 +181,17 @@ class Telemetry:
         assert spec is not None, f"event {fact.event!r} is not in zraft/events.py"
         if spec.stream == "trace" and not self.tracing:
             return
-        fields = {name: getattr(fact, name) for name in spec.fields}
+        self.report(fact.event, **{name: getattr(fact, name) for name in spec.fields})
+
+    def report(self, event: str, /, **fields: object) -> None:
+        """Write an event whose members are ids; people read labels."""
         for name in MEMBER_FIELDS & fields.keys():
             value = fields[name]
             if isinstance(value, int):
                 fields[name] = self.label(value) if value else ""
-            else:
+            elif isinstance(value, tuple | list):
                 fields[name] = [self.label(member) for member in value]
-        self.emit(fact.event, **fields)
+        self.emit(event, **fields)
 
     def notices(self, facts: Iterable[Fact]) -> None:
         """Write all facts of one `Ready`, in order."""

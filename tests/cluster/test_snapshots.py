@@ -161,6 +161,14 @@ def test_a_node_that_was_down_gets_a_snapshot(nodes: BareNodes) -> None:
     view = next(view for view in equal(nodes) if view.name == follower)
     assert view.counters["snapshot.chunks_received"] > 1
     assert nodes.status(leader).counters["bulk.sent"] > 1
+    log = nodes.directory / leader / "log.jsonl"
+    told = f'"peer":"{follower}"'
+
+    def is_told() -> bool | None:
+        begun = [line for line in log.read_text().splitlines() if "snapshot.send_begun" in line]
+        return any(told in line for line in begun) or None
+
+    wait_until("the leader's log names the follower", is_told, timeout_ms=10_000)
 
     def one_is_left() -> bool | None:
         now = nodes.status(follower)

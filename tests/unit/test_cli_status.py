@@ -275,8 +275,24 @@ def test_while_two_configurations_decide_the_one_that_is_worse_off_is_shown() ->
     assert "voters n1,n2,n5 → n3,n4,n5" in shown(document({"n5": answer("n5", **fields)}))
 
 
-def test_a_removed_node_that_still_runs_is_called_so() -> None:
-    """It answers, and counts for nothing."""
-    doc = with_members(voters=["n1", "n2", "n3", "n5"])
-    assert doc["nodes"][3]["member"] == "none"
-    assert "removed" in shown(doc)
+def test_a_node_that_the_log_does_not_name_is_no_voice_and_is_called_what_it_is() -> None:
+    """One that left, and one that was made and waits to be taken in, know no leader: no news."""
+    lone = {"leader": None, "term": 0}
+    fields = {"voters": ["n1", "n2", "n5"], "config_index": 40}
+    doc = document(
+        {
+            "n3": answer("n3", removed=True, **lone),
+            "n4": answer("n4", **lone),
+            "n5": answer("n5", **fields),
+        }
+    )
+    assert [node["member"] for node in doc["nodes"][2:4]] == ["none", "none"]
+    assert doc["agree"] is True
+    text = shown(doc)
+    assert "removed" in text
+    assert "no member" in text
+    assert "DISAGREE" not in text
+    voter = document({"n4": answer("n4", **lone), "n5": answer("n5", **fields)})
+    assert voter["agree"] is True
+    split = document({"n2": answer("n2", **lone), "n5": answer("n5", **fields)})
+    assert split["agree"] is False, "a voter that thinks otherwise is news"

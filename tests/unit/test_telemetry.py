@@ -252,6 +252,16 @@ def test_facts_of_the_core_show_labels_instead_of_member_ids(
     assert lost["msg"] == "the leader of term 5 is nobody"
 
 
+def test_reports_of_a_server_show_labels_too(opened: dict[str, Telemetry], tmp_path: Path) -> None:
+    """A name that is one already stays."""
+    telemetry = opened["auto"]
+    telemetry.label = {7: "n1"}.__getitem__
+    for peer in (7, "n2"):
+        telemetry.report("peer.connected", peer=peer, endpoint="ipc://x")
+    telemetry.write_out()
+    assert [line["peer"] for line in lines(tmp_path / "auto")] == ["n1", "n2"]
+
+
 def test_file_is_rotated_by_size_and_the_oldest_goes(tmp_path: Path) -> None:
     """At the size the file becomes .1; at most the configured number of old ones stays."""
     file = LineFile(tmp_path / "log.jsonl", rotate_bytes=10, rotate_files=3)

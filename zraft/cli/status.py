@@ -64,7 +64,9 @@ def status_document(
         _node(name, status, rows.get(name), leader, wall_ms) | {"member": _kind(name, knows)}
         for name, status in statuses.items()
     ]
-    opinions = _opinions(statuses)
+    opinions = _opinions(
+        {name: status for name, status in statuses.items() if _kind(name, knows) != "none"}
+    )
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "ok": bool(answers),
@@ -166,6 +168,7 @@ def _node(
         "note": "" if status else _note(process, row, wall_ms),
         "last_exit": msgspec.to_builtins(last_exit) if last_exit and not status else None,
         "member_id": status.member_id if status else None,
+        "removed": status.removed if status else None,
         "version": status.version if status else None,
         "waiting": status.waiting if status else None,
         "parked": status.parked if status else None,
@@ -326,7 +329,9 @@ def _row(node: Mapping[str, Any]) -> list[Cell]:
     role = node["role"] or ("paused" if node["state"] == "paused" else "down")
     leads = role == "leader"
     if role == "follower" and node["member"] not in {"voter", None}:
-        role = "removed" if node["member"] == "none" else node["member"]
+        role = node["member"]
+        if role == "none":  # it left, or was made and is not in the log yet
+            role = "removed" if node["removed"] else "no member"
     return [
         node["name"],
         (role, ROLE_STYLES.get(role, "")),

@@ -304,7 +304,7 @@ class NodeProcess:
             machine=self.plan.machine,
             replies=clients,
             forwards=clients,
-            report=telemetry.emit,
+            report=telemetry.report,
             on_notice=telemetry.notice,
             clock_ns=clock.now_ns,
             limits=server_limits(self.plan.config),

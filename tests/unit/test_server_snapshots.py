@@ -1,0 +1,37 @@
+"""What an installed snapshot does to those who wait, and to what was being applied."""
+
+from __future__ import annotations
+
+from tests.server_bench import ServerBench
+from zraft.api import Code
+from zraft.core.model import Settings
+from zraft.machine.kv_codec import encode_put
+from zraft.node.ports import Limits, SnapshotLimits
+
+NO_MERCY = Settings(trailing_entries=0, trailing_bytes=0, held_bytes=0)
+SMALL = Limits(snapshots=SnapshotLimits(min_log_bytes=2_000, chunk_bytes=100))
+
+
+def test_a_write_whose_place_a_snapshot_took_is_answered_as_unknown() -> None:
+    """Nobody can say what stood there, and nobody waits until a deadline (pitfall 33)."""
+    bench = ServerBench(3, SMALL, settings=NO_MERCY)
+    bench.run_for(1_000)
+    old = bench.leader()
+    bench.cut = {old}
+    waiting = bench.request(old, encode_put(b"lost", b"1"), deadline_ms=60_000)
+    bench.settle()
+    last_index = bench.servers[old].raft.last_id.index
+    bench.run_for(1_500)
+    leader = bench.leader()
+    for number in range(200):
+        bench.request(leader, encode_put(b"k%d" % number, b"v"))
+    bench.run_for(2_000)
+    assert bench.servers[leader].raft.first_index > last_index + 1, "what it misses is cut away"
+    assert bench.answers[waiting] == []
+    bench.cut = set()
+    bench.run_for(3_000)
+    snapshot = bench.servers[old].raft.snapshot
+    assert snapshot is not None
+    assert snapshot.index > last_index
+    assert bench.only_answer(waiting).code == Code.UNKNOWN
+    assert len({server.replica.digest() for server in bench.servers.values()}) == 1
