@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests.membership_clusters import (
+    ADD,
+    ADD_LEARNER,
+    DEMOTE,
+    ELECTION_MS,
+    PROMOTE,
+    REMOVE,
+    append_to,
+    led,
+    voters,
+)
 from zraft.core.changes import ChangeRefused, Refusal, changed
 from zraft.core.model import (
     ChangeKind,
@@ -16,36 +27,6 @@ from zraft.core.model import (
     Settings,
 )
 from zraft.testing.core_cluster import CoreCluster
-
-ADD, ADD_LEARNER = ChangeKind.ADD, ChangeKind.ADD_LEARNER
-PROMOTE, DEMOTE, REMOVE = ChangeKind.PROMOTE, ChangeKind.DEMOTE, ChangeKind.REMOVE
-ELECTION_MS = Settings().election_max_ms
-
-
-def led(members: int, voters: int, leader: MemberId = 1) -> CoreCluster:
-    """Return a cluster of which the first `voters` vote, led by `leader`, who has committed."""
-    cluster = CoreCluster(members, voters=range(1, voters + 1))
-    cluster.elect(leader)
-    assert cluster.raft(leader).commit_index == 1
-    return cluster
-
-
-def voters(cluster: CoreCluster, member_id: MemberId) -> tuple[MemberId, ...]:
-    """Return who votes by a member's newest configuration, which must not be joint."""
-    configuration = cluster.raft(member_id).configuration
-    assert not configuration.is_joint
-    return configuration.voters
-
-
-def append_to(cluster: CoreCluster, leader: MemberId, *receivers: MemberId) -> None:
-    """Let the leader persist and send; only `receivers` hear it and answer, all else is lost."""
-    cluster.flush(leader)
-    cluster.deliver(lambda m: m.dst in receivers)
-    for member_id in receivers:
-        cluster.flush(member_id)
-    cluster.take(lambda m: m.dst != leader)
-    cluster.deliver(lambda m: m.dst == leader)
-
 
 # What a change is
 
