@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
@@ -28,11 +27,10 @@ from zraft import clock
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.aio_kv import AsyncKvClient
 from zraft.client.aio_named import AsyncRepeat, AsyncSession
-from zraft.client.core import ANY_CLUSTER, ClientCore
 from zraft.client.kv import ReadConsistency, read_level
 from zraft.client.pending import Finished, Name, parse_name
 from zraft.client.sessions import ClientSession
-from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
+from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core
 from zraft.client.sync import Info, info_of
 from zraft.errors import ControlError, Unavailable, ZraftError
 from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
@@ -57,15 +55,10 @@ class AsyncClient:
         timeout_s: float = 5.0,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        members, cluster_id = find_members(
-            cluster, endpoints, os.environ if environ is None else environ
-        )
-        rng = random.Random(os.urandom(16))
-        self.core = ClientCore(members, rng=rng, cluster=cluster_id or ANY_CLUSTER)
+        self.core, endpoints_by_key = make_core(cluster, endpoints, environ)
         self.timeout_s = timeout_s
         self.info: Info | None = None
         self.kv = AsyncKvClient(self)
-        endpoints_by_key = {member.key: member.endpoint for member in members}
         self._sockets = Sockets(self.core, endpoints_by_key, self._watch, self._unwatch)
         self._waiting: dict[int, asyncio.Future[Finished]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.aio_kv import AsyncKvClient
-from zraft.client.named import CLOSE_TIMEOUT_S
+from zraft.client.named import CLOSE_TIMEOUT_S, Named
 from zraft.client.pending import Name
 from zraft.client.sessions import ClientSession
 from zraft.errors import ProtocolError, RequestError
@@ -23,28 +23,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from zraft.client.aio import AsyncClient
-    from zraft.client.sync import Info
 
 
-class AsyncRepeat:
+class AsyncRepeat(Named["AsyncClient"]):
     """The one write that has this name; reads are the client's own."""
 
     def __init__(
         self, client: AsyncClient, state: ClientSession | None, name: Name = (0, 0)
     ) -> None:
-        self.client = client
-        self.state = state
+        super().__init__(client, state, name)
         self.kv = AsyncKvClient(self)
-        self._name = name
-
-    @property
-    def info(self) -> Info | None:
-        """Where the client's last answer came from."""
-        return self.client.info
-
-    @info.setter
-    def info(self, info: Info | None) -> None:
-        self.client.info = info
 
     async def call(
         self,
@@ -63,7 +51,6 @@ class AsyncRepeat:
             Withdrawn: somebody asked what became of it before it was applied, and so it never is.
             RequestError, TooLargeError: as `AsyncClient.call`; OutcomeUnknown carries the id.
         """
-        is_write = consistency is Consistency.WRITE
         return await self.client.call(
             body,
             consistency,
@@ -71,8 +58,7 @@ class AsyncRepeat:
             timeout_s=timeout_s,
             at=at,
             max_staleness_ms=max_staleness_ms,
-            session=self.state if is_write else None,
-            name=self._name if is_write else (0, 0),
+            **self._naming(consistency),
         )
 
     async def command(
@@ -90,8 +76,7 @@ class AsyncSession(AsyncRepeat):
     """
 
     def __init__(self, client: AsyncClient) -> None:
-        self._state = ClientSession()
-        super().__init__(client, self._state)
+        super().__init__(client, ClientSession())
 
     async def __aenter__(self) -> AsyncSession:
         return self
@@ -105,16 +90,10 @@ class AsyncSession(AsyncRepeat):
         if kind is None or issubclass(kind, RequestError):
             await self.close()
 
-    @property
-    def session_id(self) -> int:
-        """The session's id; 0 while it is not open."""
-        return self._state.session_id
-
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """End the session, unless outcomes are unknown. When that fails it expires by itself."""
-        name, is_done = (self._state.session_id, 0), not self._state.wanted
-        if name[0] and is_done:
-            self._state.close()
+        name = self._end()
+        if name is not None:
             with suppress(RequestError, ProtocolError):
                 await self.client.call(
                     encode_op(SessionOp.CLOSE),

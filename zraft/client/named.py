@@ -11,7 +11,7 @@ name alone.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar
 
 from zraft.api import Consistency, Flag, Reply
 from zraft.client.kv import KvClient
@@ -28,13 +28,28 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT_S = 1.0
 
 
-class Repeat:
-    """The one write that has this name; reads are the client's own."""
+class Naming(TypedDict):
+    """Under which name a request is sent; reads have none."""
 
-    def __init__(self, client: Client, state: ClientSession | None, name: Name = (0, 0)) -> None:
+    session: ClientSession | None
+    name: Name
+
+
+class HasInfo(Protocol):
+    """A client of either kind, as far as both are alike."""
+
+    info: Info | None
+
+
+AnyClient = TypeVar("AnyClient", bound=HasInfo)
+
+
+class Named(Generic[AnyClient]):
+    """What the two kinds of named writes have in common: whose they are, and their name."""
+
+    def __init__(self, client: AnyClient, state: ClientSession | None, name: Name = (0, 0)) -> None:
         self.client = client
         self.state = state
-        self.kv = KvClient(self)
         self._name = name
 
     @property
@@ -45,6 +60,36 @@ class Repeat:
     @info.setter
     def info(self, info: Info | None) -> None:
         self.client.info = info
+
+    def _naming(self, consistency: Consistency) -> Naming:
+        if consistency is Consistency.WRITE:
+            return Naming(session=self.state, name=self._name)
+        return Naming(session=None, name=(0, 0))
+
+    @property
+    def session_id(self) -> int:
+        """The session's id; 0 while it is not open."""
+        return self._name[0] if self.state is None else self.state.session_id
+
+    def _end(self) -> Name | None:
+        """End the session here; return the name under which to close it, None not to close it.
+
+        One that is not open needs no closing; one with unknown outcomes stays, to be asked about.
+        """
+        state = self.state
+        if state is None or not state.session_id or state.wanted:
+            return None
+        name = state.session_id, 0
+        state.close()
+        return name
+
+
+class Repeat(Named["Client"]):
+    """The one write that has this name; reads are the client's own."""
+
+    def __init__(self, client: Client, state: ClientSession | None, name: Name = (0, 0)) -> None:
+        super().__init__(client, state, name)
+        self.kv = KvClient(self)
 
     def call(
         self,
@@ -63,7 +108,6 @@ class Repeat:
             Withdrawn: somebody asked what became of it before it was applied, and so it never is.
             RequestError, TooLargeError: as `Client.call`. OutcomeUnknown carries the request id.
         """
-        is_write = consistency is Consistency.WRITE
         return self.client.call(
             body,
             consistency,
@@ -71,8 +115,7 @@ class Repeat:
             timeout_s=timeout_s,
             at=at,
             max_staleness_ms=max_staleness_ms,
-            session=self.state if is_write else None,
-            name=self._name if is_write else (0, 0),
+            **self._naming(consistency),
         )
 
     def command(
@@ -90,8 +133,7 @@ class Session(Repeat):
     """
 
     def __init__(self, client: Client) -> None:
-        self._state = ClientSession()
-        super().__init__(client, self._state)
+        super().__init__(client, ClientSession())
 
     def __enter__(self) -> Session:
         return self
@@ -105,16 +147,10 @@ class Session(Repeat):
         if kind is None or issubclass(kind, RequestError):
             self.close()
 
-    @property
-    def session_id(self) -> int:
-        """The session's id; 0 while it is not open."""
-        return self._state.session_id
-
     def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """End the session, unless outcomes are unknown. When that fails it expires by itself."""
-        name, is_done = (self._state.session_id, 0), not self._state.wanted
-        if name[0] and is_done:
-            self._state.close()
+        name = self._end()
+        if name is not None:
             with suppress(RequestError, ProtocolError):
                 self.client.call(
                     encode_op(SessionOp.CLOSE),

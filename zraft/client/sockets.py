@@ -13,6 +13,8 @@ not happen here, since nothing is sent before the handshake and nothing is kept 
 
 from __future__ import annotations
 
+import os
+import random
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -20,7 +22,7 @@ from itertools import count
 import zmq
 
 from zraft import clock
-from zraft.client.core import ClientCore
+from zraft.client.core import ANY_CLUSTER, ClientCore
 from zraft.client.interrupts import interrupt_later
 from zraft.client.nodes import Member
 from zraft.errors import ControlError, DecodeError, VersionError
@@ -160,6 +162,23 @@ class Sockets:
         if link is not None:
             self._unwatch(link)
             link.close()
+
+
+def make_core(
+    cluster: str | None,
+    endpoints: str | Sequence[str] | None,
+    environ: Mapping[str, str] | None,
+) -> tuple[ClientCore, dict[int, str]]:
+    """Return the core of a new client, and the endpoints of its nodes by their keys.
+
+    Arguments and errors are those of `Client`.
+    """
+    members, cluster_id = find_members(
+        cluster, endpoints, os.environ if environ is None else environ
+    )
+    rng = random.Random(os.urandom(16))
+    core = ClientCore(members, rng=rng, cluster=cluster_id or ANY_CLUSTER)
+    return core, {member.key: member.endpoint for member in members}
 
 
 def find_members(

@@ -10,7 +10,6 @@ A client belongs to the thread and the process that made it.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
@@ -20,12 +19,12 @@ import zmq
 
 from zraft import clock
 from zraft.api import STALENESS_UNKNOWN_MS, Consistency, Flag, Reply
-from zraft.client.core import ANY_CLUSTER, ClientCore
+from zraft.client.core import ClientCore
 from zraft.client.kv import KvClient, ReadConsistency, read_level
 from zraft.client.named import Repeat, Session
 from zraft.client.pending import Finished, Name, parse_name
 from zraft.client.sessions import ClientSession
-from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, find_members
+from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core
 from zraft.errors import ControlError, ZraftError
 from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
 
@@ -83,18 +82,13 @@ class Client:
         timeout_s: float = 5.0,
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        members, cluster_id = find_members(
-            cluster, endpoints, os.environ if environ is None else environ
-        )
-        rng = random.Random(os.urandom(16))
-        self.core = ClientCore(members, rng=rng, cluster=cluster_id or ANY_CLUSTER)
+        self.core, endpoints_by_key = make_core(cluster, endpoints, environ)
         self.timeout_s = timeout_s
         self.info: Info | None = None
         self.kv = KvClient(self)
         self._owner = os.getpid(), get_ident()
         self._poller = zmq.Poller()
         self._by_socket: dict[object, tuple[Link, bool]] = {}
-        endpoints_by_key = {member.key: member.endpoint for member in members}
         self._sockets = Sockets(self.core, endpoints_by_key, self._watch, self._unwatch)
         self._finished: dict[int, Finished] = {}
         self._closed = False
