@@ -35,3 +35,19 @@ def test_a_write_whose_place_a_snapshot_took_is_answered_as_unknown() -> None:
     assert snapshot.index > last_index
     assert bench.only_answer(waiting).code == Code.UNKNOWN
     assert len({server.replica.digest() for server in bench.servers.values()}) == 1
+
+
+def test_a_log_that_grew_while_a_snapshot_was_written_is_cut_without_one_more_write() -> None:
+    """A burst ends while its first snapshot is being written: the rest does not stay for good."""
+    bench = ServerBench(3, SMALL, settings=NO_MERCY)
+    bench.run_for(1_000)
+    leader = bench.leader()
+    for number in range(500):
+        bench.request(leader, encode_put(b"k%d" % (number % 10), b"v" * 20))
+    bench.run_for(2_000)
+    for server in bench.servers.values():
+        snapshot = server.raft.snapshot
+        assert snapshot is not None
+        applied = server.replica.applied.index
+        assert applied - snapshot.index < 2_000 // 20, (applied, snapshot)
+        assert server.raft.first_index == snapshot.index + 1, "what it covers is cut away"

@@ -9,8 +9,10 @@
     transfers    `zraft.node.transfers`
 
 The size of the log is judged after each applied entry, so that nodes with equal histories take
-their snapshots at equal indices. A disk that refuses a snapshot ends that snapshot only: nothing
-was promised, the log still holds everything, and it is tried again when as much was applied again.
+their snapshots at equal indices; if it is too big again when one is done, the next one begins at
+once, not with the next write, which may never come. A disk that refuses a snapshot ends that
+snapshot only: nothing was promised, the log still holds everything, and it is tried again when as
+much was applied again.
 """
 
 from __future__ import annotations
@@ -125,8 +127,12 @@ class Snapshots:
     def on_entry(self, size_bytes: int) -> None:
         """An entry was applied: begin a snapshot here if the log has grown enough."""
         self._log_bytes += size_bytes
-        if self._log_bytes >= self._limit_bytes and self._taking is None and not self._to_compact:
+        if self._taking is None and not self._to_compact and self._is_due():
             self.begin()
+
+    def _is_due(self) -> bool:
+        """Return whether so much was applied since the last snapshot that it needs a new one."""
+        return self._log_bytes >= self._limit_bytes
 
     def on_message(self, message: Message, now_ms: int) -> None:
         """A message was given to the core: answers to chunks are for the transfers, too."""
@@ -189,6 +195,8 @@ class Snapshots:
                 self._to_compact = 0
                 if crashpoints.armed:
                     crashpoints.reach("snapshot.log-cut")
+            elif self._is_due():
+                self.begin()  # the log outgrew the last one while that was written
             elif self._trims:
                 self._trims = self._raft.trim_log()
             elif not self._clean_up():
