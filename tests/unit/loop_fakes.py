@@ -68,6 +68,7 @@ class World:
     leading: bool = False
     contact_ms: int | None = None
     taking_takes_ms: float = 0
+    requests_until_ms: int = 0  # one in every turn
 
     inbox: list[Message] = field(default_factory=list)
     inbox_empty: bool = True
@@ -325,6 +326,8 @@ class Clients:
         """Hand out the batches; that takes the time that the world says."""
         assert ready is not None
         self.world.clock.advance(self.world.taking_takes_ms)
+        if self.world.clock.now_ms() < self.world.requests_until_ms:
+            return [RequestBatch(b"late", [REQUEST])]
         return self.world.batches
 
     def receive_forwarded(self, ready: Mapping[Any, int]) -> list[ForwardBatch]:

@@ -30,8 +30,11 @@ from zraft.node.loop import (
     MAX_WAIT_MS,
     PEER_BATCH,
     PEER_BATCHES,
+    STOP_QUIET_MS,
 )
 from zraft.transport.base import PeerDown
+
+STEPS_OF_A_STOP = ["transfer", "prepare stop", "finish stop"]
 
 
 @pytest.fixture
@@ -232,10 +235,12 @@ def test_a_stop_signal_ends_the_loop_in_order(world: World, number: signal.Signa
     """Nobody to hand over to: requests are refused, leadership is given up, replies leave."""
     loop = make_loop(world)
     world.ready = {SIGNALS_FD: 1}
+    world.poll_takes_ms = 1
     world.taken = {number}
     assert loop.run() == number.name
-    tail = world.calls[world.calls.index("lines") + 1 :]
-    assert tail == ["transfer", "prepare stop", "finish stop", "flush", "flush replies"]
+    order = [call for call in world.calls if call in STEPS_OF_A_STOP]
+    assert order == STEPS_OF_A_STOP
+    assert world.calls[-3:] == ["finish stop", "flush", "flush replies"]
     assert ("node.stopping", {"reason": number.name}) in world.events
 
 
@@ -278,6 +283,33 @@ def test_a_stop_waits_a_moment_for_what_is_in_the_log(world: World) -> None:
     assert world.calls[-4] == "lines"
     assert world.calls[-3:] == ["finish stop", "flush", "flush replies"]
     assert 500 <= world.times["finish stop"] - before_ms <= 700
+
+
+def test_a_stop_refuses_requests_until_none_is_under_way(world: World) -> None:
+    """Sockets close after 20 ms without a request: what they held then would be lost."""
+    loop = make_loop(world)
+    world.stop_asked = True
+    assert loop.run() == "control"
+    waited_ms = world.times["finish stop"] - world.times["prepare stop"]
+    assert waited_ms == STOP_QUIET_MS, "and not until some deadline"
+    late = make_loop(world)
+    world.stop_asked = True
+    world.requests_until_ms = world.clock.now_ms() + 3 * STOP_QUIET_MS
+    world.poll_takes_ms = 5
+    assert late.run() == "control"
+    quiet_ms = world.times["finish stop"] - world.times["requests 1"]
+    assert STOP_QUIET_MS <= quiet_ms <= STOP_QUIET_MS + 5
+
+
+def test_a_client_that_never_stops_does_not_keep_a_node_up(world: World) -> None:
+    """Half a second is enough for everybody."""
+    loop = make_loop(world)
+    world.stop_asked = True
+    world.requests_until_ms = 1 << 62
+    world.poll_takes_ms = 5
+    before_ms = world.clock.now_ms()
+    assert loop.run() == "control"
+    assert 500 <= world.times["finish stop"] - before_ms <= 510
 
 
 def test_what_the_peers_wait_for_is_polled(world: World) -> None:

@@ -55,6 +55,9 @@ MIN_STALL_MS = 20
 STALL_REPORT_MS = 1000
 HAND_OVER_PATIENCE_MS = 1000
 STOP_PATIENCE_MS = 500
+STOP_QUIET_MS = (
+    20  # without a request before the sockets close: nothing is under way to a stopped node
+)
 IDLE_WINDOW_MS = 250
 IDLE_INPUTS = 64  # messages and requests in a window: more is load
 IDLE_GAP_MS = 25  # until the next deadline: room for a collection
@@ -207,6 +210,9 @@ class Loop:
         self._window_start_ms = clock.now_ms()
         self._idle = False
         self._to_prepare = True
+        self._quiet_ms: int | None = (
+            None  # while it stops: when no request has come for long enough
+        )
         self._stall_report_ms = 0
         self._reopen_asked = False
         self._lanes_version: tuple[int, int] | None = None
@@ -245,7 +251,9 @@ class Loop:
     def _stop(self, reason: str) -> None:
         """Hand leadership over, take no more requests, and let those in the log be decided.
 
-        Writes that come in during the hand-over wait, and go to the next leader. Sockets are closed
+        Writes that come in during the hand-over wait, and go to the next leader. Those that come
+        later are refused, until clients have learned where to go and send nothing more: a request
+        that is in the socket when it closes is one whose outcome nobody knows. Sockets are closed
         after this only: a process whose peer socket is gone counts as dead, and must not lead any
         more. A second request to stop ends the patience, and leadership is given up.
         """
@@ -258,7 +266,8 @@ class Loop:
             hurry = not self._turn_until(lambda: not server.handing_over, HAND_OVER_PATIENCE_MS)
         server.prepare_stop(now_ms=clock.now_ms())
         if not hurry:
-            self._turn_until(lambda: server.drained, STOP_PATIENCE_MS)
+            self._quiet_ms = clock.now_ms() + STOP_QUIET_MS
+            self._turn_until(lambda: server.drained and self._is_quiet(), STOP_PATIENCE_MS)
         parts.server.finish_stop(now_ms=clock.now_ms())
         parts.server.flush(now_ms=clock.now_ms())
         parts.clients.flush_replies()
@@ -270,6 +279,9 @@ class Loop:
             if self.turn() is not None:
                 return False
         return True
+
+    def _is_quiet(self) -> bool:
+        return self._quiet_ms is None or clock.now_ms() >= self._quiet_ms
 
     # 1, 2: wait, and notice how late it got
 
@@ -335,6 +347,8 @@ class Loop:
             deadline_ms = bulk_ms
         if lines_ms is not None and lines_ms + LINES_SLACK_MS < deadline_ms:
             deadline_ms = lines_ms + LINES_SLACK_MS
+        if self._quiet_ms is not None and now_ms < self._quiet_ms < deadline_ms:
+            deadline_ms = self._quiet_ms
         return deadline_ms
 
     def _on_stall(self, late_ms: int, turn_ms: int) -> None:
@@ -398,6 +412,8 @@ class Loop:
             for batch in batches:
                 parts.server.on_requests(batch.client, batch.requests, now_ms=now_ms)
                 self._inputs += len(batch.requests)
+            if self._quiet_ms is not None:
+                self._quiet_ms = now_ms + STOP_QUIET_MS
         forwarded = parts.clients.receive_forwarded(ready)
         if forwarded:
             now_ms = clock.now_ms()
