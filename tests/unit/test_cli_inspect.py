@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from tests.data_directories import DiskCluster, append, make_cluster, noop, payload, put
+from tests.snapshot_files import take
 from zraft.cli.entries import describe_command, describe_entry, show
 from zraft.cli.inspect import parse_range
 from zraft.cli.main import main
-from zraft.core.model import Configuration, EntryType, MemberInfo
+from zraft.core.model import Configuration, EntryType, MemberInfo, SnapshotMeta
 from zraft.errors import ControlError
 from zraft.machine.kv_codec import Compare, Delete, Put, Relation, Target, Txn, encode_txn
+from zraft.storage.directory import SNAPSHOT_DIRECTORY
+from zraft.storage.snapshots import SnapshotStore
 from zraft.wire_entry import encode_configuration
 
 
@@ -158,3 +161,20 @@ def test_configurations_and_strange_entries_in_words() -> None:
     newer = payload(2, b"", 9)  # type: ignore[arg-type]  # a type that this version does not have
     assert describe_entry(newer, {}).type == "type 9"
     assert describe_entry(b"\xc1", {}).type == "?"
+
+
+def test_meta_names_the_members_of_a_change_that_only_the_snapshot_holds(
+    cluster: DiskCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log was cut behind the change: what the directory was made with is not the truth."""
+    member = cluster.member("n2")
+    n1, n2, _ = (one.member_id for one in member.members)
+    infos = (MemberInfo(n1, "n1"), MemberInfo(n2, "n2"), MemberInfo(77, "n9"))
+    changed = Configuration(tuple(sorted((n1, n2, 77))), index=3, members=tuple(sorted(infos)))
+    store = SnapshotStore(member.directory / SNAPSHOT_DIRECTORY, member.identity)
+    store.load()
+    take(store, SnapshotMeta(4, 2, changed))
+    found = document(capsys, "node", "inspect", "n2", "meta")
+    assert found["configuration"]["index"] == 3
+    assert found["configuration"]["voters"] == ["n1", "n2", "n9"]
+    assert "voters n1 n2 n9 (index 3)" in run(capsys, "node", "inspect", "n2", "meta")

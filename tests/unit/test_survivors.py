@@ -7,7 +7,14 @@ import random
 from pathlib import Path
 
 from tests.data_directories import payload
-from zraft.core.model import Configuration, Entries, EntryId, EntryType, HardState
+from zraft.core.model import (
+    Configuration,
+    Entries,
+    EntryId,
+    EntryType,
+    HardState,
+    SnapshotMeta,
+)
 from zraft.storage.directory import Member, NamedMember
 from zraft.storage.inspection import Damage, LogFacts
 from zraft.storage.survivors import Survivor, compare
@@ -43,6 +50,11 @@ def survivor(
         damage=Damage("/n", 512, "a damaged batch", "rot") if damaged else None,
     )
     return Survivor(member, log)
+
+
+def snapshot_at(index: int, term: int, configuration: Configuration | None = None) -> SnapshotMeta:
+    """Return what a snapshot that ends there says of itself."""
+    return SnapshotMeta(index, term, configuration or Configuration((1, 2, 3)))
 
 
 def test_the_best_log_is_the_one_that_would_be_elected() -> None:
@@ -163,9 +175,36 @@ def run_a_while(size: int, draws: random.Random) -> CoreCluster:
 def test_what_a_snapshot_covers_is_committed_and_counts_for_a_log_that_lags_it() -> None:
     """A crash between a received snapshot and the log: its end ranks, and is certain."""
     long = survivor(1, [1, 1, 1, 1])
-    lags = survivor(2, [1])._replace(snapshot=EntryId(6, 2))
+    lags = survivor(2, [1])._replace(snapshot=snapshot_at(6, 2))
     found = compare([long, lags])
     assert found.best is lags
     assert (lags.last_id, found.certain_index) == (EntryId(6, 2), 6)
-    usual = survivor(3, [1, 1, 1])._replace(snapshot=EntryId(2, 1))
+    usual = survivor(3, [1, 1, 1])._replace(snapshot=snapshot_at(2, 1))
     assert (usual.last_id, compare([usual]).certain_index) == (EntryId(3, 1), 2)
+
+
+def test_the_members_are_those_of_the_snapshot_when_the_change_was_compacted_away() -> None:
+    """Five voters, not the three that the directories were made with: two are no majority."""
+    five = Configuration((1, 2, 3, 4, 5), index=7)
+    left = [
+        survivor(number, [2, 2], compacted=EntryId(9, 2))._replace(
+            snapshot=snapshot_at(10, 2, five)
+        )
+        for number in (1, 2)
+    ]
+    found = compare(left)
+    assert found.configuration == five
+    assert (found.has_quorum, found.may_be_lost, found.missing) == (False, True, [3, 4, 5])
+
+
+def test_a_change_in_the_log_is_newer_than_the_snapshot() -> None:
+    """What counts is the newest entry of all, committed or not (Raft §6)."""
+    three = Configuration((1, 2, 3))
+    change = payload(2, encode_configuration(Configuration((1, 2))), EntryType.CONFIG)
+    one = survivor(1, [2], compacted=EntryId(9, 2), payloads=[change])
+    found = compare([one._replace(snapshot=snapshot_at(9, 2, three._replace(index=4)))])
+    assert found.configuration.voters == (1, 2)
+    assert found.configuration.index == 10
+    older = survivor(1, [2], compacted=EntryId(9, 2), payloads=[change])
+    later = compare([older._replace(snapshot=snapshot_at(12, 2, three._replace(index=11)))])
+    assert later.configuration.voters == (1, 2, 3)

@@ -101,8 +101,7 @@ def find_survivors(directories: Sequence[Path]) -> list[Survivor]:
         ControlError: none is there, they are of several clusters, or one is there twice.
         ForeignDataError, StorageError: a directory can not be read at all.
     """
-    from zraft.cli.snapshot import find_snapshots
-    from zraft.core.model import EntryId
+    from zraft.cli.snapshot import newest_snapshot
     from zraft.storage.directory import LOCK_FILE, lock_holder, open_member
     from zraft.storage.inspection import inspect_log
     from zraft.storage.survivors import Survivor
@@ -112,8 +111,7 @@ def find_survivors(directories: Sequence[Path]) -> list[Survivor]:
         member = open_member(directory)
         writing = lock_holder(directory / LOCK_FILE) is not None
         log = inspect_log(member.wal_directory, writing=writing)
-        snapshots = [found.meta.last_id for found in find_snapshots(directory) if found.meta]
-        one = Survivor(member, log, max(snapshots, default=EntryId(0, 0)))
+        one = Survivor(member, log, newest_snapshot(directory))
         twin = found.get(member.member_id)
         if twin is not None:
             raise ControlError(
@@ -186,7 +184,7 @@ def _survivor_document(one: Survivor) -> dict[str, Any]:
         "first_index": log.entries.first_index,
         "last_index": one.last_id.index,
         "last_term": one.last_id.term,
-        "snapshot_index": one.snapshot.index,
+        "snapshot_index": 0 if one.snapshot is None else one.snapshot.index,
         "last_written": _last_written(one).isoformat(),
         "torn": None if log.torn is None else log.torn._asdict(),
         "damage": None if log.damage is None else log.damage._asdict(),

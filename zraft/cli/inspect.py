@@ -22,14 +22,13 @@ from zraft.cli.entries import Names, configuration_document, describe_configurat
 from zraft.cli.errors import EXIT_OK, usage_error
 from zraft.cli.options import Run
 from zraft.cli.output import Output, join_and, printable
-from zraft.cli.snapshot import show_snapshot
+from zraft.cli.snapshot import newest_snapshot, show_snapshot
 from zraft.cli.targets import resolve, views
 from zraft.client.ownership import Owner, find_owner
-from zraft.core.model import Configuration, Entries
+from zraft.core.model import Configuration, Entries, SnapshotMeta
 from zraft.errors import EXIT_DATA, ControlError
 from zraft.storage.directory import Member, open_member, read_incarnation
-from zraft.storage.inspection import Damage, LogFacts, inspect_log
-from zraft.wire_entry import EntryCodec
+from zraft.storage.inspection import Damage, LogFacts, inspect_log, newest_configuration
 
 if TYPE_CHECKING:
     from zraft.client.control import Cluster
@@ -48,21 +47,18 @@ class Disk(NamedTuple):
     owner: Owner
     known_commit: int  # 0: nobody said
     log: LogFacts
+    snapshot: SnapshotMeta | None  # the newest sound one
 
     @property
     def names(self) -> Names:
-        """Member id → name, of the base configuration."""
-        return {member_id: name for name, member_id in self.member.members}
+        """Member id → name, of the base configuration and of the newest one."""
+        names = {member_id: name for name, member_id in self.member.members}
+        return names | {member.member_id: member.name for member in self.configuration.members}
 
     @property
     def configuration(self) -> Configuration:
-        """The newest configuration in the log, committed or not, else the one before it."""
-        entries = self.log.entries
-        found = EntryCodec().configurations(entries.payloads)
-        if not found:
-            return self.log.configuration
-        position, configuration = found[-1]
-        return configuration._replace(index=entries.first_index + position)
+        """The newest configuration on the disk, committed or not."""
+        return newest_configuration(self.log, self.snapshot)
 
 
 def inspect_node(run: Run, target: str, part: str, *, last: int | None, index: str | None) -> int:
@@ -115,7 +111,9 @@ def read_disk(cluster: Cluster, name: str) -> Disk:
     known_commit = _ask_commit(cluster, name) if running else 0
     member = open_member(directory)
     log = inspect_log(member.wal_directory, writing=owner.kind != "nobody")
-    return Disk(directory, member, read_incarnation(directory), owner, known_commit, log)
+    snapshot = newest_snapshot(directory)  # after the log: what that lacks is in it
+    incarnation = read_incarnation(directory)
+    return Disk(directory, member, incarnation, owner, known_commit, log, snapshot)
 
 
 def _ask_commit(cluster: Cluster, name: str) -> int:

@@ -192,6 +192,16 @@ def find_snapshots(directory: Path) -> list[Found]:
     return found
 
 
+def newest_snapshot(directory: Path) -> SnapshotMeta | None:
+    """Return what the newest sound snapshot in a member's directory says of itself.
+
+    Raises:
+        ForeignDataError, StorageError: as `find_snapshots`.
+    """
+    metas = [one.meta for one in find_snapshots(directory) if one.meta is not None]
+    return max(metas, key=lambda meta: meta.last_id, default=None)
+
+
 def found_document(one: Found) -> dict[str, Any]:
     """Return what a file says of itself, for programs."""
     meta, error = one.meta, one.error

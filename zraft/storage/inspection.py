@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from zraft.core.model import Configuration, Entries, EntryId, HardState, Recovered
+from zraft.core.model import Configuration, Entries, EntryId, HardState, Recovered, SnapshotMeta
 from zraft.errors import CorruptLogError, ForeignDataError, StorageError
 from zraft.storage.base import Identity
 from zraft.storage.batch import Batch, BatchType, make_seed, read_batches
@@ -30,6 +30,7 @@ from zraft.storage.segment import (
     segment_name,
     unpack_records,
 )
+from zraft.wire_entry import EntryCodec
 
 LOOKS = 20  # at a log that changes while it is read
 
@@ -109,6 +110,21 @@ def inspect_log(directory: Path, *, writing: bool = False, files: Files = OS_FIL
             return facts
         seen = found
     return facts._replace(torn=None, damage=None)  # it moves on: what was seen is under way
+
+
+def newest_configuration(log: LogFacts, snapshot: SnapshotMeta | None) -> Configuration:
+    """Return the newest configuration that a member's disk knows, committed or not (Raft §6).
+
+    It is in an entry; if that was compacted away, in the newest sound snapshot; before any change,
+    what the member's directory was made with.
+    """
+    entries = log.entries
+    known = [log.configuration]
+    if snapshot is not None:
+        known.append(snapshot.configuration)
+    for position, configuration in EntryCodec().configurations(entries.payloads)[-1:]:
+        known.append(configuration._replace(index=entries.first_index + position))
+    return max(known, key=lambda configuration: configuration.index)
 
 
 def _read_moment(directory: Path, files: Files) -> list[tuple[int, bytes]]:

@@ -22,10 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from zraft.core.model import Configuration, EntryId, MemberId, quorum_size
+from zraft.core.model import Configuration, EntryId, MemberId, SnapshotMeta, quorum_size
 from zraft.storage.directory import Member
-from zraft.storage.inspection import LogFacts
-from zraft.wire_entry import EntryCodec
+from zraft.storage.inspection import LogFacts, newest_configuration
 
 
 class Survivor(NamedTuple):
@@ -33,14 +32,14 @@ class Survivor(NamedTuple):
 
     member: Member
     log: LogFacts
-    snapshot: EntryId = EntryId(0, 0)  # where its newest sound snapshot ends
+    snapshot: SnapshotMeta | None = None  # its newest sound one
 
     @property
     def last_id(self) -> EntryId:
         """Index and term of the last sound entry, be it one that a snapshot covers."""
         entries = self.log.entries
-        if self.snapshot.index > entries.last_index:
-            return self.snapshot  # a crash fell between its file and the log
+        if self.snapshot is not None and self.snapshot.index > entries.last_index:
+            return self.snapshot.last_id  # a crash fell between its file and the log
         term = entries.terms[-1] if entries.terms else self.log.compacted.term
         return EntryId(entries.last_index, term)
 
@@ -52,12 +51,12 @@ class Survivor(NamedTuple):
     @property
     def configuration(self) -> Configuration:
         """The newest configuration that it knows, committed or not."""
-        entries = self.log.entries
-        found = EntryCodec().configurations(entries.payloads)
-        if not found:
-            return self.log.configuration
-        position, configuration = found[-1]
-        return configuration._replace(index=entries.first_index + position)
+        return newest_configuration(self.log, self.snapshot)
+
+    @property
+    def certain_index(self) -> int:
+        """Up to where its entries are committed for certain: what it has in a snapshot."""
+        return max(self.log.compacted.index, 0 if self.snapshot is None else self.snapshot.index)
 
     def term_at(self, index: int) -> int | None:
         """Return the term of an entry, None when it does not hold it (or compacted it away)."""
@@ -100,7 +99,7 @@ def compare(survivors: Sequence[Survivor]) -> Finding:
         missing=missing,
         has_quorum=all(_is_majority(present, group) for group in groups),
         may_be_lost=all(_is_majority(set(unsure), group) for group in groups),
-        certain_index=max(max(one.log.compacted.index, one.snapshot.index) for one in ordered),
+        certain_index=max(one.certain_index for one in ordered),
         shared_index=_shared_index(ordered, configuration),
         contradictions=[
             (one.member.name, index)
