@@ -21,6 +21,11 @@ RUN_VARIABLE = "ZRAFT_TEST_RUN"
 RUN = secrets.token_hex(8)
 os.environ[RUN_VARIABLE] = RUN
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it runs in the background like this, and every child would inherit it:
+    # tests that interrupt a command would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("local", print_blob=True, deadline=None)
 settings.register_profile(
     "ci",
