@@ -14,12 +14,15 @@ from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.draws import Draws
 from zraft.testing.sim.marks import REQUIRED, Marks, missing
 from zraft.testing.sim.plan import FAULTS, draw_plan
-from zraft.testing.sim.runner import run_seed
+from zraft.testing.sim.runner import Simulation, run_seed
 from zraft.testing.sim.storage import Shadow
 from zraft.testing.sim.trace import Violation
+from zraft.testing.sim.world import World
 from zraft.testing.zoo import planted
 
 BASE = Configuration((1, 2, 3))
+WIPED = 44
+"""A seed in which one member loses its disk."""
 
 
 @pytest.mark.parametrize("drift_ppm", [-50_000, -7, 0, 13, 50_000])
@@ -73,6 +76,78 @@ def test_swarm_switches_faults_on_and_off() -> None:
         assert 40 < on < 180, kind
     assert {plan.nodes for plan in plans} == {1, 2, 3, 4, 5, 7}
     assert draw_plan(5, nodes=3).nodes == 3
+
+
+def test_members_lose_their_disks_only_where_a_spare_can_take_their_place() -> None:
+    """Wipes are on in some worlds with spares and off in others, and on nowhere else."""
+    plans = [draw_plan(seed) for seed in range(200)]
+    wiped = {plan.seed for plan in plans if "wipe" in dict(plan.faults)}
+    replaceable = {plan.seed for plan in plans if plan.spares}
+    assert wiped < replaceable
+    assert 10 < len(wiped) < len(replaceable) - 10
+
+
+def test_a_member_that_lost_its_disk_is_refused_and_replaced() -> None:
+    """The production code does not start on an empty disk; a spare gets the vote instead."""
+    plan = draw_plan(WIPED)
+    simulation = Simulation(plan, time_s=15.0, steps=1_000_000, trace=True)
+    outcome = simulation.run()
+    assert outcome.violations == []
+    (lost,) = simulation.world.wipes.held
+    assert lost in simulation.world.base.voters
+    assert simulation.world.nodes[lost].server is None
+    after = outcome.trace[outcome.trace.index(f"crash {lost} wiped") :]
+    assert f"refused {lost}  # its disk is empty" in after
+    assert f"restart {lost}" not in after
+    newest = simulation.world.members.newest
+    assert lost not in newest.everybody
+    assert outcome.marks["wiped_replaced"] == 1
+    assert any(spare in newest.voters for spare in simulation.world.ids[plan.nodes :])
+
+
+def quiet_world() -> World:
+    """Return a world with spares that has worked for a while, and in which nothing broke."""
+    world = World(draw_plan(WIPED), steps=10)
+    world.start()
+    world.agenda.run_until(2_000_000)
+    return world
+
+
+def test_no_second_disk_is_lost_before_the_first_member_is_replaced() -> None:
+    """One voter at a time; and no spare, whose loss would prove nothing."""
+    world = quiet_world()
+    voters = world.members.newest.voters
+    assert all(world.wipes.may_strike(voter) for voter in voters)
+    assert not any(world.wipes.may_strike(spare) for spare in world.ids[len(voters) :])
+    world.wipes.strike(world.nodes[voters[0]])
+    assert not any(world.wipes.may_strike(member) for member in world.ids)
+
+
+def lose_every_disk(world: World) -> None:
+    """Strike all voters, though nobody may."""
+    for voter in world.members.newest.voters:
+        world.wipes.strike(world.nodes[voter])
+
+
+def test_what_is_committed_must_be_on_the_disks_that_are_left() -> None:
+    """A lost disk holds nothing: too many of them are found, whoever allowed that."""
+    world = quiet_world()
+    assert world.invariants.committed_index > 0
+    with pytest.raises(Violation, match="lost its disk, and"):
+        lose_every_disk(world)
+
+
+def test_a_lost_disk_counts_as_what_it_held_and_as_nothing_else() -> None:
+    """An acknowledgement that is under way when its disk is lost was true; no later one is."""
+    world = quiet_world()
+    node = world.nodes[world.members.newest.voters[0]]
+    last = len(node.shadow.terms)
+    term = node.shadow.terms[-1]
+    world.wipes.strike(node)
+    assert world.wipes.lost_holders(last, term) == [node.member_id]
+    assert world.wipes.lost_holders(last, term + 1) == []
+    assert world.wipes.lost_holders(last + 1, term) == []
+    assert node.shadow.terms == []
 
 
 def shadow() -> Shadow:

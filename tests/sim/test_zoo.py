@@ -49,6 +49,7 @@ DIRECTED = {
     "old-snapshot-rolls-back": "snapshot_not_needed.txt",
     "snapshot-drops-suffix": "snapshot_not_needed.txt",
     "duplicate-reply-counted-twice": "doubled_vote.txt",
+    "wiped-node-keeps-its-id": "wiped_member.txt",
 }
 """The file of the interaction language that finds each bug without any luck."""
 

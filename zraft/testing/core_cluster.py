@@ -132,9 +132,10 @@ class CoreCluster:
     # Life and death
 
     def restart(self, member_id: MemberId) -> None:
-        """Start a member from its disk."""
+        """Start a member from its disk; ForeignDataError: the disk was lost, for good."""
         member = self.members[member_id]
         assert member.raft is None, f"{member_id} runs"
+        recovered = member.disk.recover(self.configuration)
         member.incarnation += 1
         stored = member.disk.snapshot
         member.applied = [] if stored is None else list(stored.payloads)
@@ -142,7 +143,7 @@ class CoreCluster:
         member.read_floors = {}
         member.raft = Raft(
             member_id,
-            member.disk.recover(self.configuration),
+            recovered,
             settings=self.settings,
             codec=_CODEC,
             random=member.random,
@@ -155,6 +156,12 @@ class CoreCluster:
         assert self.members[member_id].raft is not None, f"{member_id} is down"
         self.members[member_id].raft = None
         self.safety.forget(member_id)
+
+    def wipe(self, member_id: MemberId) -> None:
+        """Let a member lose its disk for good, and its process with it, if that runs."""
+        if self.members[member_id].raft is not None:
+            self.crash(member_id)
+        self.members[member_id].disk.lose()
 
     def write_disk(
         self, member_id: MemberId, terms: Sequence[int], *, term: int, voted_for: MemberId = 0

@@ -15,6 +15,7 @@ from zraft.core.model import (
     SnapshotMeta,
 )
 from zraft.core.ready import Ready
+from zraft.errors import ForeignDataError
 from zraft.wire_entry import EntryCodec
 
 _CODEC = EntryCodec()
@@ -35,7 +36,7 @@ class StoredSnapshot(NamedTuple):
 class Disk:
     """What one member finds after a crash: its log after `compacted`, and its newest snapshot."""
 
-    __slots__ = ("compacted", "hard_state", "payloads", "snapshot", "terms")
+    __slots__ = ("compacted", "hard_state", "lost", "payloads", "snapshot", "terms")
 
     def __init__(self) -> None:
         self.hard_state = HardState()
@@ -43,6 +44,12 @@ class Disk:
         self.terms: list[int] = []
         self.payloads: list[bytes] = []
         self.snapshot: StoredSnapshot | None = None
+        self.lost = False
+
+    def lose(self) -> None:
+        """Forget everything, for good: nobody starts from here again."""
+        self.write([], HardState())
+        self.lost = True
 
     def save(self, ready: Ready) -> None:
         """Persist what a Ready wants persisted; entries replace all from their first index on."""
@@ -85,7 +92,12 @@ class Disk:
 
         A snapshot that the log does not reach, or contradicts, takes its place (it was stored, and
         the crash came before it was installed).
+
+        Raises:
+            ForeignDataError: the disk was lost, and with it the votes that its member gave.
         """
+        if self.lost:
+            raise ForeignDataError("there is no log", why="the disk was lost")
         compacted, terms, payloads = self.compacted, self.terms, self.payloads
         meta = None if self.snapshot is None else self.snapshot.meta
         if meta is not None:

@@ -15,6 +15,7 @@ returns it with the output as it is now; a test compares, and a person reads the
     deliver|drop|duplicate [2 3] [from=1] [kind=AppendEntries] [number=2] [drop=3] [newest-first]
     inject 2->1 RequestVote term=3 last=1/1          a message that nobody sent
     crash 2 [after-messages|after-persist] · restart 2 · pause-apply 2 · resume-apply 2
+    wipe 2                                           its disk is lost, and its process, for good
     snapshot 1                                       take one of what is applied, and cut the log
     isolate 1 2 · cut 1->2 · heal                    messages over a cut link are lost
     stabilise [2 3] [quiet]                          Readys and messages until all is quiet
@@ -33,6 +34,7 @@ from zraft.core import invariants
 from zraft.core.changes import ChangeRefused
 from zraft.core.messages import Message
 from zraft.core.model import NOBODY, ChangeKind, MemberId, Settings
+from zraft.errors import ForeignDataError
 from zraft.testing.compact import (
     ScriptError,
     configuration_text,
@@ -121,6 +123,7 @@ class Interaction:
             "duplicate": self._duplicate,
             "crash": self._crash,
             "restart": self._restart,
+            "wipe": self._wipe,
             "pause-apply": self._pause_apply,
             "resume-apply": self._resume_apply,
             "snapshot": self._snapshot,
@@ -356,7 +359,14 @@ class Interaction:
         return [*ready_text(member_id, ready), f"  crash {points[0].value}"]
 
     def _restart(self, words: Words) -> list[str]:
-        self.cluster.restart(words.member())
+        try:
+            self.cluster.restart(words.member())
+        except ForeignDataError as error:
+            return [f"refused: {error.what}, {error.why}"]
+        return []
+
+    def _wipe(self, words: Words) -> list[str]:
+        self.cluster.wipe(words.member())
         return []
 
     def _pause_apply(self, words: Words) -> list[str]:

@@ -43,6 +43,13 @@ from zraft.core.state import Leadership, RaftState
 from zraft.machine.replica import Outcome, Replica
 from zraft.machine.sessions import RESULT_OVERHEAD_BYTES, Kept, Session, Sessions
 from zraft.node.digests import DigestWatch, View
+from zraft.storage.base import Report
+from zraft.storage.snapshots import SnapshotStore
+from zraft.testing.core_disk import Disk
+from zraft.testing.sim import node as sim_node
+from zraft.testing.sim.making import open_disk
+from zraft.testing.sim.node import SimNode
+from zraft.testing.sim.storage import SimStorage, log_directory, make_disk
 
 
 class Patch(NamedTuple):
@@ -247,6 +254,25 @@ def _commit_by_committed(st: RaftState) -> None:
         replication.advance_commit(st, index)
 
 
+# Lost disks
+
+_lose = Disk.lose
+
+
+def _lose_and_forget(self: Disk) -> None:
+    """Leave an empty disk that a member starts from."""
+    _lose(self)
+    self.lost = False
+
+
+def _open_or_make(node: SimNode, report: Report) -> tuple[SimStorage, SnapshotStore]:
+    """Make a new log where there is none, as a start with "create it if it is missing" does."""
+    directory = log_directory(node.member_id)
+    if directory.name not in node.disk.listdir(directory.parent):
+        node.mount(make_disk(node.member_id, node.world.base))
+    return open_disk(node, report)
+
+
 # Sessions
 
 _begin = Sessions.begin
@@ -398,6 +424,14 @@ ZOO = {
         "a leader counts by its newest committed configuration, not by the newest in its log",
         "NuRaft #67, andy-yx-chen/jraft #1",
         (Patch(replication, "maybe_commit", _commit_by_committed),),
+    ),
+    "wiped-node-keeps-its-id": Bug(
+        "a node whose disk is gone makes a new log and goes on under its old id",
+        "braft #292, openraft #898: followers that start again with an empty directory",
+        (
+            Patch(sim_node, "open_disk", _open_or_make),
+            Patch(Disk, "lose", _lose_and_forget),
+        ),
     ),
     "old-snapshot-rolls-back": Bug(
         "a snapshot is installed although all that it covers is committed here",

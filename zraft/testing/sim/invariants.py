@@ -174,6 +174,8 @@ class Invariants:
                 raise Violation(f"Log Matching: two entries {index}/{term} at {node.member_id}")
             before = term
         mine[first - 1 :] = terms
+        if state.configuration.index >= first:
+            self._world.members.on_appended(state.configurations.since(first - 1))
 
     def _note_commit(self, node: SimNode, view: View, state: RaftState) -> None:
         """A node's commit index rose: it extends the canon, or repeats it."""
@@ -205,8 +207,9 @@ class Invariants:
         world.reads.on_committed(len(canon))
 
     def _holders(self, index: int, term: int) -> list[MemberId]:
-        """Return who has an entry on disk."""
-        return [
+        """Return who has an entry on disk, or had it when the disk was lost; see `Wipes`."""
+        lost = self._world.wipes.lost_holders(index, term)
+        return lost + [
             node.member_id
             for node in self._world.nodes.values()
             if len(node.shadow.terms) >= index and node.shadow.terms[index - 1] == term

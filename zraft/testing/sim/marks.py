@@ -50,6 +50,8 @@ REQUIRED = {
     "config_rolled_back": "a configuration was truncated, and the one before it counted again",
     "config_inherited": "a leader found a configuration in its log that was not committed",
     "change_refused": "a change of membership was refused",
+    "node_wiped": "a voter lost its disk for good",
+    "wiped_replaced": "a member that took the place of a lost one got its vote",
     "told_removed": "a node that did not know that it left was told",
     "stopped_in_order": "a leader that could hand over to nobody gave up and stopped",
     "transfer_done": "leadership was handed over",

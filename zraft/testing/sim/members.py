@@ -10,7 +10,7 @@ Majorities are counted here by hand: a check must not trust the arithmetic that 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from zraft.core.changes import ChangeRefused
@@ -27,7 +27,6 @@ from zraft.core.model import (
     Role,
 )
 from zraft.core.notices import (
-    ConfigAppended,
     ConfigCommitted,
     ConfigRolledBack,
     MemberDemoted,
@@ -46,6 +45,10 @@ if TYPE_CHECKING:
     from zraft.testing.sim.world import World
 
 
+REPLACE_GAP_US = 20_000
+"""Mean, between attempts to replace a lost member at the end of a run."""
+
+
 class MemberChecks:
     """What has been seen of the configurations of one world; see the module."""
 
@@ -58,6 +61,19 @@ class MemberChecks:
     def newest(self) -> Configuration:
         """The newest configuration that anybody knows to be committed."""
         return self._committed[-1]
+
+    def on_appended(self, configurations: Sequence[Configuration]) -> None:
+        """A node is about to store configurations, and may have told of them already."""
+        self._appended += configurations
+
+    def is_changing(self) -> bool:
+        """Return whether somebody holds a configuration that may still be committed.
+
+        One that was replaced counts, too, until something else is committed in its place.
+        """
+        known = [*self._appended, *(node.raft.configuration for node in self._world.up())]
+        committed_index = self._world.invariants.committed_index
+        return any(configuration.index > committed_index for configuration in known)
 
     # The committed log
 
@@ -75,6 +91,7 @@ class MemberChecks:
         if not follows:
             raise Violation(f"{new} is committed after {old}")
         self._committed.append(new)
+        self._world.wipes.on_committed(old, new)
 
     def check_held(
         self, index: int, term: int, holders: Collection[MemberId], along: Configurations
@@ -124,10 +141,6 @@ class MemberChecks:
         """The core of a node reported a fact."""
         reach = self._world.marks.reach
         match notice:
-            case ConfigAppended():
-                self._appended.append(
-                    Configuration(notice.voters, notice.index, notice.outgoing, notice.learners)
-                )
             case ConfigCommitted(outgoing=(_, *_)):
                 reach("joint_committed")
             case ConfigRolledBack():
@@ -160,15 +173,24 @@ class Operators:
         self._draws = world.draws("operators")
         self.active = False
         self.begun = 0
+        self._gap_us = world.plan.change_gap_us
+        self._ends = False
 
     def start(self) -> None:
         """Begin to change things, if the plan has a pace for it."""
-        self.active = self._world.plan.change_gap_us > 0
+        self.active = self._gap_us > 0
         if self.active:
             self._plan_next()
 
+    def end(self) -> None:
+        """Begin no more changes, but those without which a lost member stays a member."""
+        self.active = bool(self._world.wipes.held)
+        if self.active:
+            self._gap_us, self._ends = REPLACE_GAP_US, True
+            self._plan_next()
+
     def _plan_next(self) -> None:
-        gap_us = 1 + self._draws.exponential(self._world.plan.change_gap_us)
+        gap_us = 1 + self._draws.exponential(self._gap_us)
         self._world.agenda.after(gap_us, self._act)
 
     def _act(self, _: None) -> None:
@@ -182,9 +204,16 @@ class Operators:
         self._plan_next()
 
     def _change(self, leader: SimNode) -> None:
-        """Ask a leader for a change that makes sense, in its eyes."""
+        """Ask a leader for a change that makes sense, in its eyes.
+
+        While a lost member is one of its members, nothing but its replacement does: any other
+        change may take a vote from those who keep the cluster going.
+        """
         world, raft = self._world, leader.raft
-        steps = draw_steps(self._draws, raft.configuration, world.ids)
+        wipes = world.wipes
+        steps = wipes.draw_replacement(self._draws, raft.configuration)
+        if not steps and not self._ends and not wipes.lost_of(world.members.newest):
+            steps = draw_steps(self._draws, raft.configuration, wipes.living())
         if not steps:
             return
         now_us = world.agenda.now_us
@@ -267,7 +296,7 @@ def _step(kind: ChangeKind, member: MemberId) -> MemberChange:
 
 
 def is_settled(node: SimNode) -> bool:
-    """Return whether a leader has brought every change to its end."""
+    """Return whether a leader has brought every change to its end, and no member is lost."""
     raft = node.raft
     configuration = raft.configuration
     return (
@@ -275,4 +304,5 @@ def is_settled(node: SimNode) -> bool:
         and not configuration.is_joint
         and not configuration.joining
         and configuration.index <= raft.commit_index
+        and not node.world.wipes.lost_of(configuration)
     )

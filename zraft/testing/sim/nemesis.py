@@ -47,6 +47,7 @@ class Nemesis:
             "disk-error": self._disk_error,
             "stop": self._stop,
             "transfer": self._transfer,
+            "wipe": self._wipe,
         }
 
     def start(self) -> None:
@@ -101,7 +102,8 @@ class Nemesis:
 
     def _crash_at_step(self) -> bool:
         """A process ends between two steps: of a flush, or, if it is down now, of its start."""
-        down = [node for node in self._world.nodes.values() if node.server is None]
+        nodes, lost = self._world.nodes.values(), self._world.wipes.held
+        down = [node for node in nodes if node.server is None and node.member_id not in lost]
         node = self._draws.pick(down) if down and self._draws.chance(0.5) else self._victim()
         if node is None:
             return False
@@ -123,6 +125,17 @@ class Nemesis:
                 node.light_fuse(1, power=True, at_sync=self._draws.chance(0.5))
             else:
                 node.crash(power=True, how="outage")
+        return True
+
+    def _wipe(self) -> bool:
+        """A voter loses its disk for good, often the leader; it may be down already."""
+        world, wipes = self._world, self._world.wipes
+        voters = [world.nodes[member] for member in world.members.newest.voters]
+        leader = self._draws.chance(self._plan.aims_at_leader)
+        node = (world.leader() if leader else None) or self._draws.pick(voters)
+        if node.busy_us > world.agenda.now_us or not wipes.may_strike(node.member_id):
+            return False
+        wipes.strike(node)
         return True
 
     def _pause(self) -> bool:

@@ -27,7 +27,7 @@ from zraft.core.state import FAR_MS
 from zraft.errors import CorruptLogError, ForeignDataError, StorageError
 from zraft.node.server import Server
 from zraft.storage.recovery import recover
-from zraft.testing.disk import Stopped
+from zraft.testing.disk import SimulatedDisk, Stopped
 from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.core import WatchedRaft
 from zraft.testing.sim.making import make_core, make_server, open_disk
@@ -36,6 +36,7 @@ from zraft.testing.sim.storage import (
     Shadow,
     SimStorage,
     make_disk,
+    make_empty_disk,
 )
 from zraft.transport.base import PeerDown
 
@@ -60,9 +61,7 @@ class SimNode:
         self.clock = NodeClock(
             self.draws.between(1, 10_000_000_000), plan.drifts_ppm[member_id - 1]
         )
-        self.disk = make_disk(member_id, world.base)
-        self.disk.on_step = self._on_disk_step
-        self.disk.short_write_bytes = plan.short_write_bytes
+        self.mount(make_disk(member_id, world.base))
         self.shadow = Shadow(world.invariants.committed_terms)
         self.incarnation = 0
         self.server: Server | None = None
@@ -94,6 +93,12 @@ class SimNode:
         self._more = False
         self._clock_reads = 0
         self._to_prepare = self.world.plan.prepares
+
+    def mount(self, disk: SimulatedDisk) -> None:
+        """Put a disk in."""
+        self.disk = disk
+        self.disk.on_step = self._on_disk_step
+        self.disk.short_write_bytes = self.world.plan.short_write_bytes
 
     # Life and death
 
@@ -143,8 +148,18 @@ class SimNode:
         self._forget()
         world.on_death(self)
 
+    def lose_disk(self) -> None:
+        """Put an empty disk in the place of this one, for good; the process ends, if it lives."""
+        self.crash(power=False, how="wiped")
+        self.mount(make_empty_disk(self.member_id))
+        self.shadow = Shadow(self.world.invariants.committed_terms)
+
     def _on_storage_error(self, error: StorageError) -> None:
         """The disk refused: the process ends, as production does; anything else is a violation."""
+        if isinstance(error, ForeignDataError) and self.member_id in self.world.wipes.held:
+            now_us = self.world.agenda.now_us
+            self.world.trace.step(now_us, f"refused {self.member_id}  # its disk is empty")
+            return  # for good: nobody starts it again
         if not self.fuse_error or isinstance(error, CorruptLogError | ForeignDataError):
             raise error
         self.fuse_error = False

@@ -148,7 +148,8 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     plan = _draw_sessions(_draw_members(_draw_reads(plan, draws), draws), draws)
     plan = _draw_snapshots(plan, draws)
     every = draws.pick((1024, 64, 16))
-    return replace(plan, limits=plan.limits._replace(digest_interval=every))
+    plan = replace(plan, limits=plan.limits._replace(digest_interval=every))
+    return _draw_wipes(plan, Draws(seed, "plan of wipes"))
 
 
 def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
@@ -190,6 +191,17 @@ def _draw_members(plan: Plan, draws: Draws) -> Plan:
     drifts = any(plan.drifts_ppm)
     more = tuple(draws.between(-50_000, 50_000) if drifts else 0 for _ in range(spares))
     return replace(plan, spares=spares, change_gap_us=gap_us, drifts_ppm=(*plan.drifts_ppm, *more))
+
+
+def _draw_wipes(plan: Plan, draws: Draws) -> Plan:
+    """Draw whether members lose their disks, where operators can replace them.
+
+    From a stream of its own, and last: a world without wipes is the one that it was before.
+    """
+    wipes, weight = draws.chance(0.6), 1.0 + draws.random()
+    if not wipes or not plan.spares:
+        return plan
+    return replace(plan, faults=(*plan.faults, ("wipe", weight)))
 
 
 def _draw_snapshots(plan: Plan, draws: Draws) -> Plan:

@@ -138,7 +138,8 @@ class Simulation:
     def _heal(self) -> list[SimNode]:
         """End all faults among a quorum, or among all; return who is healed."""
         world, plan = self.world, self.plan
-        self.nemesis.active = world.operators.active = False
+        self.nemesis.active = False
+        world.operators.end()
         draws = world.draws("heal")
         ids = draws.shuffled(world.ids)
         # Where the membership changes, who is a quorum depends on what the logs hold.
@@ -149,7 +150,8 @@ class Simulation:
         world.network.heal(chosen)
         world.network.settle = lambda: None  # type: ignore[method-assign]  # no fault ends later
         world.restarts = False
-        healed = [world.nodes[member_id] for member_id in chosen]
+        lost = world.wipes.held
+        healed = [world.nodes[member_id] for member_id in chosen if member_id not in lost]
         for member_id in ids[count:]:
             self._leave_broken(world.nodes[member_id], draws)
         for node in healed:
@@ -195,19 +197,25 @@ class Simulation:
             agenda.run_until(min(agenda.now_us + 5_000, end_us))
 
     def _await_members(self, healed: list[SimNode]) -> list[SimNode]:
-        """Wait until no change of membership is under way; return the members that are healed."""
+        """Wait until no change of membership is under way; return the members that are healed.
+
+        Until then the operators go on to replace a member that lost its disk: no lost one is left.
+        """
         world = self.world
         if self.plan.change_gap_us:
             for client in world.clients:
                 client.quiet = True  # with a window of one entry, a learner never catches up
             limit_us = 2 * self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
             limit_us += self._missing_us(healed)
+            if world.operators.active:  # a replacement may have to wait for a change under way
+                limit_us += self._timeouts_us(LEADER_TIMEOUTS)
 
             def is_done() -> bool:
                 leader = world.leader()
                 return leader is not None and is_settled(leader)
 
             self._wait("an end of all changes", limit_us, is_done)
+            world.operators.active = False
         members = world.members.newest.everybody
         return [node for node in healed if node.member_id in members]
 

@@ -192,11 +192,18 @@ def log_directory(member_id: MemberId) -> Path:
     return Path(f"/n{member_id}/wal")
 
 
+def make_empty_disk(member_id: MemberId) -> SimulatedDisk:
+    """Return a disk with a member's directory, and nothing in it, everything durable."""
+    disk = SimulatedDisk()
+    disk.mkdir(log_directory(member_id).parent)
+    disk.sync_everything()
+    return disk
+
+
 def make_disk(member_id: MemberId, configuration: Configuration) -> SimulatedDisk:
     """Return a disk with an empty log, everything durable."""
-    disk = SimulatedDisk()
+    disk = make_empty_disk(member_id)
     directory = log_directory(member_id)
-    disk.mkdir(directory.parent)
     Wal.create(directory, Identity(CLUSTER_ID, member_id), configuration, files=disk)
     disk.sync_everything()
     return disk

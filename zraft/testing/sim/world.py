@@ -22,6 +22,7 @@ from zraft.testing.sim.node import SimNode
 from zraft.testing.sim.plan import Plan
 from zraft.testing.sim.reads import ReadChecks
 from zraft.testing.sim.trace import Trace
+from zraft.testing.sim.wipes import Wipes
 
 CLIENT_LATENCY_US = 200
 
@@ -37,6 +38,7 @@ class World:
         self.trace = Trace(steps)
         self.marks = Marks()
         self.members = MemberChecks(self)
+        self.wipes = Wipes(self)
         self.invariants = Invariants(self)
         self.history = History(self)
         self._luck = self.draws("world")
