@@ -150,6 +150,27 @@ def test_a_lost_disk_counts_as_what_it_held_and_as_nothing_else() -> None:
     assert node.shadow.terms == []
 
 
+def test_an_acknowledgement_under_way_commits_though_its_disk_is_lost() -> None:
+    """One follower stored an entry and lost its disk; its answer arrives, and rightly counts."""
+    world = quiet_world()
+    leader = world.leader()
+    assert leader is not None
+    assert len(world.members.newest.voters) == 3
+    me = leader.member_id
+    follower, other = (voter for voter in world.members.newest.voters if voter != me)
+    world.network.links[me][other].cuts = 1
+    node, agenda = world.nodes[follower], world.agenda
+    before = world.invariants.committed_index
+    while len(node.shadow.terms) <= before or node.busy_us > agenda.now_us:
+        assert world.invariants.committed_index == before
+        agenda.run_until(agenda.now_us + 5)
+    stored = len(node.shadow.terms)
+    assert len(world.nodes[other].shadow.terms) < stored
+    world.wipes.strike(node)
+    agenda.run_until(agenda.now_us + 20_000)
+    assert world.invariants.committed_index == stored
+
+
 def shadow() -> Shadow:
     """Return a shadow with two entries and a vote."""
     made = Shadow()
