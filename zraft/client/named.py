@@ -72,16 +72,8 @@ class Named(Generic[AnyClient]):
         return self._name[0] if self.state is None else self.state.session_id
 
     def _end(self) -> Name | None:
-        """End the session here; return the name under which to close it, None not to close it.
-
-        One that is not open needs no closing; one with unknown outcomes stays, to be asked about.
-        """
-        state = self.state
-        if state is None or not state.session_id or state.wanted:
-            return None
-        name = state.session_id, 0
-        state.close()
-        return name
+        """End the session here; return the name under which to close it, None not to close it."""
+        return None if self.state is None else self.state.end()
 
 
 class Repeat(Named["Client"]):

@@ -66,6 +66,18 @@ class ClientSession:
         self.wanted.clear()
         self.unknown.clear()
 
+    def end(self) -> Name | None:
+        """Forget it, to have it closed; return the name for that, None not to close it.
+
+        One that is not open needs no closing. One with writes under way, or with outcomes that are
+        not known, stays as it is: it can be asked about them until it expires.
+        """
+        if not self.session_id or self.wanted:
+            return None
+        name = self.session_id, 0
+        self.close()
+        return name
+
     def expire(self, session_id: int) -> None:
         """The cluster says that a session is over."""
         if session_id == self.session_id:

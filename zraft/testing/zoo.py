@@ -28,11 +28,9 @@ from zraft.core.log import RaftLog
 from zraft.core.messages import (
     AppendEntries,
     AppendEntriesResponse,
-    DigestPurpose,
     Message,
     ReadIndexResponse,
     RequestVoteResponse,
-    StateDigest,
     TimeoutNow,
 )
 from zraft.core.model import NOBODY, Configuration, HardState, MemberId, Recovered, Role
@@ -40,16 +38,22 @@ from zraft.core.notices import EntriesAppended, EntriesTruncated, TransferSent
 from zraft.core.raft import Raft
 from zraft.core.ready import ReadState
 from zraft.core.state import Leadership, RaftState
-from zraft.machine.replica import Outcome, Replica
-from zraft.machine.sessions import RESULT_OVERHEAD_BYTES, Kept, Session, Sessions
-from zraft.node.digests import DigestWatch, View
-from zraft.storage.base import Report
-from zraft.storage.snapshots import SnapshotStore
+from zraft.machine.replica import Replica
+from zraft.machine.sessions import Sessions
+from zraft.node.digests import DigestWatch
+from zraft.node.server import Server
 from zraft.testing.core_disk import Disk
 from zraft.testing.sim import node as sim_node
-from zraft.testing.sim.making import open_disk
-from zraft.testing.sim.node import SimNode
-from zraft.testing.sim.storage import SimStorage, log_directory, make_disk
+from zraft.testing.zoo_nodes import (
+    apply_by_the_clock,
+    begin_anew,
+    begin_by_the_clock,
+    flush_by_the_clock,
+    keep_the_last,
+    lose_and_forget,
+    open_or_make,
+    tell_newest,
+)
 
 
 class Patch(NamedTuple):
@@ -254,71 +258,6 @@ def _commit_by_committed(st: RaftState) -> None:
         replication.advance_commit(st, index)
 
 
-# Lost disks
-
-_lose = Disk.lose
-
-
-def _lose_and_forget(self: Disk) -> None:
-    """Leave an empty disk that a member starts from."""
-    _lose(self)
-    self.lost = False
-
-
-def _open_or_make(node: SimNode, report: Report) -> tuple[SimStorage, SnapshotStore]:
-    """Make a new log where there is none, as a start with "create it if it is missing" does."""
-    directory = log_directory(node.member_id)
-    if directory.name not in node.disk.listdir(directory.parent):
-        node.mount(make_disk(node.member_id, node.world.base))
-    return open_disk(node, report)
-
-
-# Sessions
-
-_begin = Sessions.begin
-_keep = Sessions.keep
-
-
-def _begin_anew(
-    self: Sessions, session_id: int, sequence: int, ack_below: int, log_time_ms: int
-) -> Session | Kept:
-    """Look at the session, and not at whether the command was run before."""
-    found = _begin(self, session_id, sequence, ack_below, log_time_ms)
-    session = self._table.get(session_id)
-    return session if session is not None and sequence in session.results else found
-
-
-def _keep_the_last(self: Sessions, session: Session, sequence: int, kept: Kept) -> None:
-    """Keep one result, as if a client had one write under way at a time."""
-    for older, result in session.results.items():
-        self.kept_bytes -= len(result.result) + RESULT_OVERHEAD_BYTES
-        self._mix(session, -older)
-    session.results.clear()
-    _keep(self, session, sequence, kept)
-
-
-# States
-
-_apply = Replica.apply
-_ticks = count(1)
-
-
-def _apply_by_the_clock(self: Replica, index: int, payload: bytes) -> Outcome:
-    """Let the state depend on when it is computed, as by `time.time()` in a machine."""
-    self._running ^= next(_ticks)
-    return _apply(self, index, payload)
-
-
-def _tell_newest(self: DigestWatch, view: View) -> None:
-    """The production function, but with the digest of now under the index of the last multiple."""
-    digest = self._history.at(self._history.last_index)
-    if digest is not None:
-        report = DigestPurpose.REPORT
-        self._outgoing.append(
-            StateDigest(self._me, view.leader, view.term, report, self._latest, digest)
-        )
-
-
 # Snapshots
 
 _covered = snapshots._covered
@@ -336,12 +275,12 @@ ZOO = {
     "state-from-the-clock": Bug(
         "replicas compute something of their own into their states",
         "etcd #13766: members of one cluster with different data",
-        (Patch(Replica, "apply", _apply_by_the_clock),),
+        (Patch(Replica, "apply", apply_by_the_clock),),
     ),
     "digests-of-different-indices": Bug(
         "digests are compared that were taken after different entries",
         "hash checks of live systems, which alarm about replicas that are merely behind",
-        (Patch(DigestWatch, "_tell", _tell_newest),),
+        (Patch(DigestWatch, "_tell", tell_newest),),
     ),
     "double-vote-after-restart": Bug(
         "a node forgets after a restart for whom it voted in the term",
@@ -429,8 +368,8 @@ ZOO = {
         "a node whose disk is gone makes a new log and goes on under its old id",
         "braft #292, openraft #898: followers that start again with an empty directory",
         (
-            Patch(sim_node, "open_disk", _open_or_make),
-            Patch(Disk, "lose", _lose_and_forget),
+            Patch(sim_node, "open_disk", open_or_make),
+            Patch(Disk, "lose", lose_and_forget),
         ),
     ),
     "old-snapshot-rolls-back": Bug(
@@ -446,12 +385,20 @@ ZOO = {
     "repeats-known-at-the-door-only": Bug(
         "repetitions are found when a request arrives, and not when its entry is applied",
         "thesis §6.3 read without its last step",
-        (Patch(Sessions, "begin", _begin_anew),),
+        (Patch(Sessions, "begin", begin_anew),),
     ),
     "only-the-last-result-kept": Bug(
         "of each session the newest result is kept, though many writes are under way",
         "thesis §6.3 for clients with one request at a time, used for others",
-        (Patch(Sessions, "keep", _keep_the_last),),
+        (Patch(Sessions, "keep", keep_the_last),),
+    ),
+    "session-expires-by-local-clock": Bug(
+        "each node decides by its own clock whether a session is over",
+        "databend #7325, copycat #40: expiry by the time of the replica, not of the entry",
+        (
+            Patch(Server, "flush", flush_by_the_clock),
+            Patch(Sessions, "begin", begin_by_the_clock),
+        ),
     ),
     "duplicate-reply-counted-twice": Bug(
         "a vote that arrives twice counts twice",

@@ -4,7 +4,8 @@ A client has a few processes. Each does one operation at a time, thinks, and goe
 outcome is unknown never speaks again under its old name, as a judge of histories wants it. Written
 values are unique. Some operations go to one node drawn at random and to no other: a client that
 only ever asks the leader it knows never sees what a replaced one would answer. In some worlds
-clients write in sessions: what was lost on its way is sent again under the same name.
+clients write in sessions: what was lost on its way is sent again under the same name. What else
+they do with their sessions is in `SessionUse`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from zraft.api import Consistency, Reply, Request
 from zraft.client.core import ClientCore
 from zraft.client.nodes import Member
 from zraft.client.pending import Finished
-from zraft.client.sessions import ClientSession
 from zraft.core.model import MemberId
 from zraft.errors import OutcomeUnknown, SessionExpired
 from zraft.machine.kv_codec import encode_cas, encode_delete, encode_get, encode_put
@@ -27,6 +27,7 @@ from zraft.machine.kv_results import (
 )
 from zraft.testing.sim.history import Operation
 from zraft.testing.sim.network import CLUSTER
+from zraft.testing.sim.session_use import SessionUse
 from zraft.wire import decode_replies, decode_requests, encode_replies, encode_requests
 
 if TYPE_CHECKING:
@@ -52,14 +53,17 @@ class SimClient:
         self._lives: dict[int, int] = {}
         self._seen: dict[bytes, bytes | None] = {}
         self._values = 0
-        uses_session = world.draws(f"sessions of client {number}").chance(world.plan.sessions)
-        self._session = ClientSession() if uses_session else None
+        self._sessions = SessionUse(world, number, self._core, self._pump)
         self.quiet = False
 
     @property
     def outstanding(self) -> int:
         """Operations that have not ended."""
-        return len(self._open)
+        return len(self._open) + self._sessions.outstanding
+
+    def hush(self) -> None:
+        """Begin nothing any more."""
+        self.quiet = self._sessions.quiet = True
 
     def start(self) -> None:
         """Let the processes begin."""
@@ -121,7 +125,7 @@ class SimClient:
             now_ms=now_ms,
             target=target,
             max_staleness_ms=bound_ms,
-            session=self._session,
+            session=self._sessions.session,
         )
         self._open[request_id] = (process, operation)
         world.trace.state(now_us, self._number, request_id, operation.floor)
@@ -135,6 +139,8 @@ class SimClient:
         return Consistency.LEASE if draws.chance(plan.lease_reads) else Consistency.LINEARIZABLE
 
     def _finish(self, finished: Finished) -> None:
+        if self._sessions.take(finished):
+            return
         process, operation = self._open.pop(finished.request_id)
         world = self._world
         operation.return_us = world.agenda.now_us
@@ -149,8 +155,11 @@ class SimClient:
                 world.marks.reach("session_expired")
             self._lives[process] += 1
             world.history.on_unknown(operation)
+            if isinstance(outcome, OutcomeUnknown):
+                self._sessions.on_unknown(operation, outcome)
         else:
             world.history.on_fail(operation)
+        self._sessions.maybe_end()
         pause_us = 1 + self._draws.exponential(world.plan.think_us)
         world.agenda.after(pause_us, self._step, process)
 

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zraft.api import Consistency, Reply
+from zraft.client.pending import Name
 from zraft.core.model import EntryType
 from zraft.machine.kv_codec import Cas, Delete, Put, decode_command
+from zraft.machine.kv_results import decode_cas_result, decode_delete_result, decode_put_result
+from zraft.machine.session_ops import Fate, decode_resolution
 from zraft.testing.sim.sessions import SessionModel
 from zraft.testing.sim.trace import Violation
 from zraft.wire_entry import Entry
@@ -51,6 +54,16 @@ class Operation:
     committed_at: int = 0  # where a write with a value of its own was found in the log
 
 
+def decode_output(kind: str, result: bytes) -> bool | None:
+    """Return what a write gave: None for a put, else whether it did something."""
+    if kind == "cas":
+        return decode_cas_result(result).succeeded
+    if kind == "delete":
+        return decode_delete_result(result).deleted > 0
+    decode_put_result(result)
+    return None
+
+
 class History:
     """See the module."""
 
@@ -69,7 +82,7 @@ class History:
         assert index == len(self._results)
         if entry.type == EntryType.SESSION:
             self._sessions.on_session_entry(index, entry)
-        if entry.type != EntryType.COMMAND or not self._sessions.executes(entry):
+        if entry.type != EntryType.COMMAND or not self._sessions.executes(index, entry):
             self._results.append(None)
             return
         self._results.append((entry.body, self._apply(index, entry.body)))
@@ -163,6 +176,44 @@ class History:
         operation.status = "unknown"
         if operation.committed_at:
             self._world.marks.reach("unknown_applied")
+
+    def on_resolved(self, operation: Operation, name: Name, reply: Reply) -> None:
+        """A client asked what became of a write of a session, and was told; that is final.
+
+        From then on it is an acknowledged write, or one that failed: what the log says later is
+        held against the word, as for every other one.
+
+        Raises:
+            Violation: the log says something else, or nothing.
+        """
+        told = decode_resolution(reply.body)
+        word = self._sessions.words.get(reply.index)
+        if word != (name, told.fate, told.index):
+            raise Violation(f"{name} was resolved at {reply.index} as {told}; the log says {word}")
+        if told.fate is Fate.APPLIED:
+            self._world.marks.reach("write_resolved_applied")
+            self.on_found_applied(operation, reply._replace(index=told.index, body=told.result))
+        elif told.fate is Fate.WITHDRAWN:
+            self._world.marks.reach("write_resolved_not_applied")
+            self.on_found_withdrawn(operation)
+        else:
+            raise Violation(f"{name} was forgotten, and its client never said that it may be")
+
+    def on_found_applied(self, operation: Operation, reply: Reply) -> None:
+        """What an unknown outcome was became known: the write is done, as this reply says."""
+        output = decode_output(operation.kind, reply.body)
+        if operation.status == "unknown":
+            operation.return_us, operation.term = self._world.agenda.now_us, reply.term
+            operation.output = output
+            self.on_ok(operation, reply)
+        elif (operation.status, operation.index, operation.output) != ("ok", reply.index, output):
+            raise Violation(f"done at {reply.index}, and gave {output!r}: {operation}")
+
+    def on_found_withdrawn(self, operation: Operation) -> None:
+        """What an unknown outcome was became known: the write is not done, and never will be."""
+        if operation.status == "ok":
+            raise Violation(f"withdrawn, after it was done: {operation}")
+        self.on_fail(operation)
 
     def finish(self) -> None:
         """The run is over: what is not in the log now was not applied."""

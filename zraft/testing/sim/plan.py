@@ -84,6 +84,8 @@ class Plan:
     heals_all: bool
 
     sessions: float = 0.0  # of the clients: their writes have names and are repeated
+    resolves: float = 0.0  # of their unknown outcomes: they ask
+    closes: float = 0.0  # that a client ends its session after an operation
     lease_reads: float = 0.0  # of the reads; with leases on
     stale_reads: float = 0.0
     bounded: float = 0.0  # of the stale ones
@@ -149,7 +151,8 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     plan = _draw_snapshots(plan, draws)
     every = draws.pick((1024, 64, 16))
     plan = replace(plan, limits=plan.limits._replace(digest_interval=every))
-    return _draw_wipes(plan, Draws(seed, "plan of wipes"))
+    plan = _draw_wipes(plan, Draws(seed, "plan of wipes"))
+    return _draw_endings(plan, Draws(seed, "plan of endings"))
 
 
 def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
@@ -160,6 +163,14 @@ def _draw_sessions(plan: Plan, draws: Draws) -> Plan:
         sessions=draws.pick((0.0, 0.5, 1.0)),
         limits=plan.limits._replace(session_terms=terms),
     )
+
+
+def _draw_endings(plan: Plan, draws: Draws) -> Plan:
+    """Draw who asks about unknown outcomes, and who closes sessions; see `_draw_wipes`."""
+    resolves, closes = draws.pick((0.0, 0.5, 1.0, 1.0)), draws.pick((0.0, 0.0, 0.01, 0.1))
+    if not plan.sessions:
+        return plan
+    return replace(plan, resolves=resolves, closes=closes)
 
 
 def _draw_reads(plan: Plan, draws: Draws) -> Plan:

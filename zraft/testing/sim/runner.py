@@ -204,7 +204,7 @@ class Simulation:
         world = self.world
         if self.plan.change_gap_us:
             for client in world.clients:
-                client.quiet = True  # with a window of one entry, a learner never catches up
+                client.hush()  # with a window of one entry, a learner never catches up
             limit_us = 2 * self._timeouts_us(LEADER_TIMEOUTS) + self._busy_us(healed)
             limit_us += self._missing_us(healed)
             if world.operators.active:  # a replacement may have to wait for a change under way
@@ -242,7 +242,7 @@ class Simulation:
         """All clients come to an end; then every healed node takes a write and sees it done."""
         world = self.world
         for client in world.clients:
-            client.quiet = True
+            client.hush()
         limit_us = self.plan.timeout_ms * 2000
         self._wait(
             "all clients done",
