@@ -25,7 +25,7 @@ from zraft.cli.output import Output, join_and, printable
 from zraft.cli.snapshot import newest_snapshot, show_snapshot
 from zraft.cli.targets import resolve, views
 from zraft.client.ownership import Owner, find_owner
-from zraft.core.model import Configuration, Entries, SnapshotMeta
+from zraft.core.model import Configuration, Entries
 from zraft.errors import EXIT_DATA, ControlError
 from zraft.storage.directory import Member, open_member, read_incarnation
 from zraft.storage.inspection import Damage, LogFacts, inspect_log, newest_configuration
@@ -47,18 +47,13 @@ class Disk(NamedTuple):
     owner: Owner
     known_commit: int  # 0: nobody said
     log: LogFacts
-    snapshot: SnapshotMeta | None  # the newest sound one
+    configuration: Configuration  # the newest one on the disk, committed or not
 
     @property
     def names(self) -> Names:
         """Member id → name, of the base configuration and of the newest one."""
         names = {member_id: name for name, member_id in self.member.members}
         return names | {member.member_id: member.name for member in self.configuration.members}
-
-    @property
-    def configuration(self) -> Configuration:
-        """The newest configuration on the disk, committed or not."""
-        return newest_configuration(self.log, self.snapshot)
 
 
 def inspect_node(run: Run, target: str, part: str, *, last: int | None, index: str | None) -> int:
@@ -111,9 +106,10 @@ def read_disk(cluster: Cluster, name: str) -> Disk:
     known_commit = _ask_commit(cluster, name) if running else 0
     member = open_member(directory)
     log = inspect_log(member.wal_directory, writing=owner.kind != "nobody")
-    snapshot = newest_snapshot(directory)  # after the log: what that lacks is in it
+    # The snapshot is read after the log: what that lacks is in it.
+    configuration = newest_configuration(log, newest_snapshot(directory))
     incarnation = read_incarnation(directory)
-    return Disk(directory, member, incarnation, owner, known_commit, log, snapshot)
+    return Disk(directory, member, incarnation, owner, known_commit, log, configuration)
 
 
 def _ask_commit(cluster: Cluster, name: str) -> int:
@@ -243,10 +239,10 @@ def _committed_text(disk: Disk) -> str:
 
 def wal_document(disk: Disk, cluster: str, entries: Entries) -> dict[str, Any]:
     """Return the given entries of the log, decoded, with their place and status."""
-    log = disk.log
+    log, names = disk.log, disk.names
     rows = []
     for index, term, payload in _each(entries):
-        words = describe_entry(payload, disk.names)
+        words = describe_entry(payload, names)
         place = log.places[index - log.entries.first_index]
         rows.append(
             {

@@ -55,9 +55,7 @@ MIN_STALL_MS = 20
 STALL_REPORT_MS = 1000
 HAND_OVER_PATIENCE_MS = 1000
 STOP_PATIENCE_MS = 500
-STOP_QUIET_MS = (
-    20  # without a request before the sockets close: nothing is under way to a stopped node
-)
+STOP_QUIET_MS = 20  # without a request, before the sockets close: none is under way any more
 IDLE_WINDOW_MS = 250
 IDLE_INPUTS = 64  # messages and requests in a window: more is load
 IDLE_GAP_MS = 25  # until the next deadline: room for a collection
@@ -210,9 +208,7 @@ class Loop:
         self._window_start_ms = clock.now_ms()
         self._idle = False
         self._to_prepare = True
-        self._quiet_ms: int | None = (
-            None  # while it stops: when no request has come for long enough
-        )
+        self._quiet_ms: int | None = None  # while it stops: when it may close its sockets
         self._stall_report_ms = 0
         self._reopen_asked = False
         self._lanes_version: tuple[int, int] | None = None
