@@ -227,6 +227,65 @@ def test_results_are_acknowledged_up_to_the_first_that_has_not_ended() -> None:
     assert (request.sequence, request.ack_below) == (5, 5)
 
 
+def with_unknown(shell: Shell) -> ClientSession:
+    """Return a session of which the first write was sent and lost."""
+    session = ClientSession()
+    shell.submit(session=session, timeout_ms=900)
+    answer_open(shell, shell.run_until_sent())
+    shell.core.on_disconnected(shell.turn()[0][0], shell.now_ms)
+    shell.turn(900)
+    assert isinstance(outcome(shell), OutcomeUnknown)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [(Flag.SESSION, Code.OK), (Flag.NONE, Code.OK), (Flag.NONE, Code.WITHDRAWN)],
+)
+def test_who_asks_or_repeats_and_is_told_needs_the_result_no_more(flags: Flag, code: Code) -> None:
+    """Else one unknown outcome kept all later results of the session, which was never closed."""
+    shell = Shell()
+    session = with_unknown(shell)
+    shell.submit(name=(SESSION, 1), flags=flags, body=encode_op(SessionOp.RESOLVE))
+    assert session.ack_below() == 1
+    assert session.end() is None
+    shell.answer(shell.run_until_sent(), code)
+    shell.submit(session=session)
+    _, write = shell.run_until_sent()
+    assert (write.sequence, write.ack_below) == (2, 2)
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.BUSY, Code.UNKNOWN, Code.INVALID])
+@pytest.mark.parametrize("flags", [Flag.SESSION, Flag.NONE])
+def test_who_asks_or_repeats_and_is_not_told_still_wants_the_result(
+    flags: Flag, code: Code
+) -> None:
+    """That a repetition was refused says nothing of the first attempt."""
+    shell = Shell()
+    session = with_unknown(shell)
+    shell.submit(name=(SESSION, 1), flags=flags, timeout_ms=400, body=encode_op(SessionOp.RESOLVE))
+    while shell.core.outstanding:
+        shell.now_ms = max(shell.now_ms, shell.wake_ms())
+        for sent in shell.turn():
+            shell.answer(sent, code)
+    assert not isinstance(outcome(shell), Reply)
+    assert session.ack_below() == 1
+    assert session.end() is None
+
+
+def test_a_question_about_a_write_that_is_under_way_does_not_end_it() -> None:
+    """It ends by its own answer, and until then its result is wanted."""
+    shell = Shell()
+    session = opened(shell)
+    write = shell.turn()[0]
+    shell.submit(name=(SESSION, 1), flags=Flag.SESSION, body=encode_op(SessionOp.RESOLVE))
+    shell.answer(shell.run_until_sent())
+    assert session.ack_below() == 1
+    shell.answer(write, Code.WITHDRAWN)
+    assert session.ack_below() == 2
+    assert session.end() == (SESSION, 0)
+
+
 def test_unknown_outcomes_are_kept_up_to_a_bound() -> None:
     """A client that never asks can not make the cluster keep results for ever."""
     session = ClientSession(session_id=SESSION)

@@ -29,13 +29,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from weakref import WeakValueDictionary
 
 from zraft.api import Code, Consistency, Flag, Reply, Request
 from zraft.client import outcomes
 from zraft.client.nodes import Member, Node, NodeTable, Random, State
 from zraft.client.pending import WITHOUT_SESSION, Finished, Name, Pending
 from zraft.client.sessions import ClientSession
-from zraft.errors import ControlError, DecodeError, OutcomeUnknown, ZraftError
+from zraft.errors import ControlError, DecodeError, OutcomeUnknown, Withdrawn, ZraftError
 from zraft.machine.session_ops import SessionOp, decode_opened, encode_op
 from zraft.wire import MAX_CLIENT_FRAME_BYTES
 
@@ -71,6 +72,7 @@ class ClientCore:
         self._later: list[tuple[int, int, Pending]] = []  # (when, request id, …)
         self._deadlines: list[tuple[int, int, Pending]] = []
         self._finished: list[Finished] = []
+        self._sessions: WeakValueDictionary[int, ClientSession] = WeakValueDictionary()  # open ones
 
     @property
     def outstanding(self) -> int:
@@ -429,6 +431,10 @@ class ClientCore:
         if pending.session is not None:
             known = not isinstance(outcome, OutcomeUnknown)
             pending.session.settle(pending.name, self._now_ms, known=known)
+        elif pending.name[0] and isinstance(outcome, Reply | Withdrawn):
+            session = self._sessions.get(pending.name[0])  # it was asked about, or repeated
+            if session is not None:
+                session.learn(pending.name, self._now_ms)
         self._finished.append(Finished(pending.request_id, outcome, via))
 
     def _on_opened(
@@ -442,6 +448,7 @@ class ClientCore:
                 outcome = malformed
             else:
                 self._queue.extend(session.open(outcome.index, ttl_ms, opening.sent_ms))
+                self._sessions[session.session_id] = session
                 return
         waiting, session.waiting, session.opening = session.waiting, [], None
         for pending in waiting:

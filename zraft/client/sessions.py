@@ -6,7 +6,8 @@ again whatever became of the last one: it is applied once.
 
 `ack_below` tells the cluster which results it may drop: everything below the first sequence that
 has not ended, or ended without anyone knowing how. Such a write can be repeated or asked about by
-its request id for as long as the session lives.
+its request id for as long as the session lives, or until this client has learned so what became of
+it: then the result is wanted no more.
 
 A session that was not used for half its time to live is not used again: the next write opens a new
 one. Whether a session is over is for the log to say, not for this clock; it only keeps away from
@@ -15,7 +16,6 @@ the edge.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ MAX_UNKNOWN = 1000
 """Unknown outcomes of which the results are kept; older ones are given up."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ClientSession:
     """See the module. `session_id` is 0 until it is open."""
 
@@ -38,7 +38,7 @@ class ClientSession:
     used_ms: int = 0  # when the last answer came
     next_sequence: int = 1
     wanted: dict[int, None] = field(default_factory=dict)  # sequences whose results are, in order
-    unknown: deque[int] = field(default_factory=deque)
+    unknown: dict[int, None] = field(default_factory=dict)  # of the wanted: how they ended
     waiting: list[Pending] = field(default_factory=list)  # until it is open
     opening: Pending | None = None
 
@@ -103,6 +103,14 @@ class ClientSession:
             self.used_ms = now_ms
             del self.wanted[sequence]
             return
-        self.unknown.append(sequence)
+        self.unknown[sequence] = None
         if len(self.unknown) > MAX_UNKNOWN:
-            self.wanted.pop(self.unknown.popleft(), None)
+            oldest = next(iter(self.unknown))
+            del self.unknown[oldest], self.wanted[oldest]
+
+    def learn(self, name: Name, now_ms: int) -> None:
+        """What became of a write is known now: by asking, or because it was repeated."""
+        session_id, sequence = name
+        if session_id == self.session_id and sequence in self.unknown:
+            self.used_ms = now_ms
+            del self.unknown[sequence], self.wanted[sequence]

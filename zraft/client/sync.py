@@ -173,7 +173,8 @@ class Client:
         """Tell what became of a write in a session. The answer is final.
 
         One that was not applied is withdrawn: it never will be, not even by a copy that is still
-        under way. `result` is what the state machine answered, `code` is OK, or INVALID when it
+        under way. The next write of the session, if that is this client's, lets the cluster forget
+        the result. `result` is what the state machine answered, `code` is OK, or INVALID when it
         refused.
 
         Raises:

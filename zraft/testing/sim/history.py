@@ -196,7 +196,7 @@ class History:
         elif told.fate is Fate.WITHDRAWN:
             self._world.marks.reach("write_resolved_not_applied")
             self.on_found_withdrawn(operation)
-        else:
+        elif operation.status == "unknown":
             raise Violation(f"{name} was forgotten, and its client never said that it may be")
 
     def on_found_applied(self, operation: Operation, reply: Reply) -> None:
