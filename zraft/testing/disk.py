@@ -34,9 +34,28 @@ class Stopped(BaseException):
 class _File:
     seen: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
+    changed: tuple[int, int] | None = None  # outside of it, what both have is equal
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        size_bytes, end = len(self.seen), offset + len(data)
+        if offset > size_bytes:
+            self.seen.extend(bytes(offset - size_bytes))
+            offset = size_bytes
+        self.seen[end - len(data) : end] = data
+        first, last = self.changed or (offset, end)
+        self.changed = (min(first, offset), max(last, end))
+
+    def cut(self, size_bytes: int) -> None:
+        del self.seen[size_bytes:]
+        if self.changed is None:
+            self.changed = (len(self.seen), len(self.seen))
 
     def sync(self) -> None:
-        self.durable[:] = self.seen
+        if self.changed is not None:  # to copy all of it would take longer than all else does
+            first, last = self.changed
+            del self.durable[len(self.seen) :]
+            self.durable[first:last] = self.seen[first:last]
+            self.changed = None
 
     def lose(self, random: Random) -> None:
         """Keep some of the unsynced sectors; what was never there reads as zeros."""
@@ -47,6 +66,7 @@ class _File:
                 self.durable.extend(bytes(max(0, at - len(self.durable))))
                 self.durable[at : at + len(piece)] = piece
         self.seen[:] = self.durable
+        self.changed = None
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +133,7 @@ class SimulatedDisk:
         elif flags & os.O_EXCL:
             raise _error(errno.EEXIST, path)
         if isinstance(node, _File) and flags & os.O_TRUNC:
-            node.seen.clear()
+            node.cut(0)
         self._next_fd += 1
         self._fds[self._next_fd] = (path, node)
         return self._next_fd
@@ -144,8 +164,7 @@ class SimulatedDisk:
         assert isinstance(file, _File)
         data = data[: self.short_write_bytes]
         self.on_step("write", path)
-        file.seen.extend(bytes(max(0, offset - len(file.seen))))
-        file.seen[offset : offset + len(data)] = data
+        file.write(data, offset)
         return len(data)
 
     def truncate(self, fd: int, size_bytes: int) -> None:
@@ -153,7 +172,7 @@ class SimulatedDisk:
         path, file = self._fds[fd]
         assert isinstance(file, _File)
         self.on_step("truncate", path)
-        del file.seen[size_bytes:]
+        file.cut(size_bytes)
 
     def fdatasync(self, fd: int) -> None:
         """Make a file's bytes durable."""
@@ -215,7 +234,8 @@ class SimulatedDisk:
             directory = self._directory(path.parent)
             directory.seen[path.name] = directory.durable[path.name] = file
         assert isinstance(file, _File)
-        file.seen[:] = data
+        file.cut(0)
+        file.write(data, 0)
         file.sync()
 
     def sync_everything(self) -> None:
