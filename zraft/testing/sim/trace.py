@@ -35,9 +35,10 @@ class Trace:
     def message(self, now_us: int, verb: str, message: Message) -> None:
         """Note that a message was delivered, lost or doubled."""
         if type(message) is AppendEntries:
-            self._update(b"%d%r%d" % (now_us, message[:7], len(message.entries.terms)))
+            text = f"{now_us}{message[:7]}{len(message.entries.terms)}"
         else:
-            self._update(b"%d%r" % (now_us, tuple(message)))
+            text = f"{now_us}{tuple(message)}"
+        self._update(text.encode())
         self._keep((now_us, verb, message))
 
     def ready(self, now_us: int, member_id: int, ready: Ready) -> None:
@@ -46,7 +47,7 @@ class Trace:
 
     def state(self, *numbers: int) -> None:
         """Add numbers to the hash alone."""
-        self._update(b"%r" % (numbers,))
+        self._update(str(numbers).encode())
 
     def step(self, now_us: int, text: str) -> None:
         """Note anything else, as it stands in an interaction file."""
