@@ -171,11 +171,11 @@ def maybe_leave(st: RaftState) -> None:
     Called after the appends were made that tell the others of the commit. The voter that holds most
     of the log is asked to stand at once, so that nobody waits for a timeout (thesis §4.2.2).
     """
-    configuration, leadership = st.configuration, st.leadership
+    configuration, leadership = st.configurations.newest, st.leadership
     if (
         leadership is None
-        or configuration.is_joint
         or st.me in configuration.voters
+        or configuration.is_joint
         or configuration.index > st.commit_index
     ):
         return

@@ -2,17 +2,21 @@
 
 `check_basic` is cheap and always on. `check_delta` compares with what was true before: terms,
 commit and applied indices never go back. `check_full` looks at the whole log and at every peer;
-tests run it after every step (LogCabin's RaftConsensusInvariants are the model).
+tests run it after every step (LogCabin's RaftConsensusInvariants are the model). `check_settings`
+is for the start.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from zraft.core.model import NOBODY, Configuration, Role
+from zraft.core.model import NOBODY, Configuration, Role, Settings
 from zraft.core.progress import ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
+
+_CANDIDATE, _LEADER = Role.CANDIDATE, Role.LEADER  # through the class they take 20 times as long
+_PRE_CANDIDATE = Role.PRE_CANDIDATE
 
 
 class Seen(NamedTuple):
@@ -23,43 +27,43 @@ class Seen(NamedTuple):
     commit_index: int = 0
     applied_index: int = 0
 
-    def is_still(self, st: RaftState) -> bool:
-        """Return whether all of it is as it was, as after most steps."""
-        return (
-            self.commit_index == st.commit_index
-            and self.applied_index == st.applied_index
-            and self.term == st.term
-            and self.voted_for == st.voted_for
-        )
-
 
 def seen(st: RaftState) -> Seen:
     """Return what `check_delta` will compare with."""
     return Seen(st.term, st.voted_for, st.commit_index, st.applied_index)
 
 
+def check_settings(settings: Settings) -> None:
+    """Assert the rules between the timers (configs/default.toml)."""
+    assert 1 <= settings.election_min_ms <= settings.election_max_ms
+    assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
+    assert settings.check_quorum or not settings.lease, "a lease needs its voters' stickiness"
+    assert 1 <= settings.lease_drift_percent <= 90
+    assert settings.trailing_bytes <= settings.held_bytes
+
+
 def check_basic(st: RaftState) -> None:
     """Assert what costs nothing to assert."""
-    log, last_index = st.log, st.log.last_index
-    assert st.term >= log.last_term, (st.term, log.last_term)
-    assert st.applied_index <= st.handed_index <= st.commit_index <= last_index, (
+    log, term, role, durable, commit_index = st.log, st.term, st.role, st.durable, st.commit_index
+    compacted_index, last_index = log.compacted.index, log.last_index
+    assert durable.term <= term >= log.last_term, (durable.term, term, log.last_term)
+    assert st.applied_index <= st.handed_index <= commit_index <= last_index, (
         st.applied_index,
         st.handed_index,
-        st.commit_index,
+        commit_index,
         last_index,
     )
-    assert log.compacted.index <= log.persisted_index <= log.saved_index <= last_index
+    assert compacted_index <= log.persisted_index <= log.saved_index <= last_index
     covered = 0 if st.snapshot is None else st.snapshot.index
-    assert log.compacted.index <= covered <= st.commit_index, "a hole before the log"
-    assert st.durable.term <= st.term
-    assert (st.leadership is not None) == (st.role is Role.LEADER)
-    assert (st.attempt is not None) == (st.role in (Role.PRE_CANDIDATE, Role.CANDIDATE))
-    if st.role is Role.LEADER:
+    assert compacted_index <= covered <= commit_index, "a hole before the log"
+    leads, stands = st.leadership is not None, st.attempt is not None
+    assert leads is (role is _LEADER)
+    assert stands is (role is _CANDIDATE or role is _PRE_CANDIDATE)
+    if leads:
         assert st.leader_id == st.me
-        durable = st.durable
-        assert durable.term == st.term, "a leader's term is durable"
+        assert durable.term == term, "a leader's term is durable"
         assert durable.voted_for == st.me, "a leader's vote is durable"
-    elif st.role is Role.CANDIDATE:
+    elif role is _CANDIDATE:
         assert st.voted_for == st.me
         assert st.leader_id == NOBODY
     else:

@@ -29,7 +29,15 @@ NOTHING = EntryId(0, 0)
 class RaftLog:
     """The log of one node. Indices count from 1; `_terms[0]` belongs to `first_index`."""
 
-    __slots__ = ("_payloads", "_terms", "compacted", "persisted_index", "saved_index")
+    __slots__ = (
+        "_payloads",
+        "_terms",
+        "compacted",
+        "last_index",
+        "last_term",
+        "persisted_index",
+        "saved_index",
+    )
 
     def __init__(self, entries: Entries, compacted: EntryId = NOTHING) -> None:
         """Start with what is on disk; all of it counts as persisted."""
@@ -39,6 +47,10 @@ class RaftLog:
         """The entry before the first one that is kept. Never moves back."""
         self._terms = list(entries.terms)  # its own: it grows, and Entries are never mutated
         self._payloads = list(entries.payloads)
+        self.last_index = entries.last_index
+        """Index of the last entry; of the compacted one when none is kept, 0 when none ever was."""
+        self.last_term = entries.terms[-1] if entries.terms else compacted.term
+        """Term of the entry at `last_index`, 0 when there never was one."""
         self.persisted_index = entries.last_index
         """Everything at and below is durable here."""
         self.saved_index = entries.last_index
@@ -48,16 +60,6 @@ class RaftLog:
     def first_index(self) -> int:
         """Index of the first entry that is kept, or that the first one would have."""
         return self.compacted.index + 1
-
-    @property
-    def last_index(self) -> int:
-        """Index of the last entry; of the compacted one when none is kept, 0 when none ever was."""
-        return self.compacted.index + len(self._terms)
-
-    @property
-    def last_term(self) -> int:
-        """Term of the entry at `last_index`, 0 when there never was one."""
-        return self._terms[-1] if self._terms else self.compacted.term
 
     @property
     def last_id(self) -> EntryId:
@@ -74,10 +76,10 @@ class RaftLog:
 
         The compacted entry's own term is known; that of index 0 is 0 until something is compacted.
         """
-        position = index - self.compacted.index - 1
-        if position == -1:
-            return self.compacted.term
-        return self._terms[position] if 0 <= position < len(self._terms) else None
+        compacted_index, compacted_term = self.compacted
+        if compacted_index < index <= self.last_index:
+            return self._terms[index - compacted_index - 1]
+        return compacted_term if index == compacted_index else None
 
     def payload(self, index: int) -> bytes:
         """Return the payload of an entry that is kept."""
@@ -127,6 +129,7 @@ class RaftLog:
         assert len(terms) == len(payloads)
         self._terms.extend(terms)
         self._payloads.extend(payloads)
+        self._find_end()
 
     def truncate_from(self, index: int) -> None:
         """Remove the entry at `index` and all after it."""
@@ -134,8 +137,14 @@ class RaftLog:
         position = index - self.first_index
         del self._terms[position:]
         del self._payloads[position:]
+        self._find_end()
         self.persisted_index = min(self.persisted_index, index - 1)
         self.saved_index = min(self.saved_index, index - 1)
+
+    def _find_end(self) -> None:
+        """Note where the log ends now: that is asked far more often than it changes."""
+        self.last_index = self.compacted.index + len(self._terms)
+        self.last_term = self._terms[-1] if self._terms else self.compacted.term
 
     def slice(self, first_index: int, last_index: int, max_bytes: int, max_entries: int) -> Entries:
         """Return entries from `first_index` on, up to `last_index`, within the bounds.
@@ -156,11 +165,12 @@ class RaftLog:
 
     def take_unsaved(self) -> Entries | None:
         """Return what was not yet handed out to be persisted, and count it as handed out."""
-        if self.saved_index == self.last_index:
+        last_index = self.last_index
+        if self.saved_index == last_index:
             return None
         start = self.saved_index - self.compacted.index
         entries = Entries(self.saved_index + 1, self._terms[start:], self._payloads[start:])
-        self.saved_index = self.last_index
+        self.saved_index = last_index
         return entries
 
     # A snapshot takes the place of the front
@@ -181,6 +191,7 @@ class RaftLog:
         self._terms, self._payloads = [], []
         self.compacted = last_included
         self.saved_index = self.persisted_index = last_included.index
+        self._find_end()
 
     def size_bytes(self, first_index: int, last_index: int) -> int:
         """Return the bytes of all payloads from `first_index` to `last_index`, both kept."""

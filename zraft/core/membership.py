@@ -146,7 +146,7 @@ def committed_configuration(st: RaftState) -> Configuration:
 
 def may_stand(st: RaftState) -> bool:
     """Return whether this node may stand for election; see the module."""
-    newest = st.configuration
+    newest = st.configurations.newest
     if st.me in newest.voters or st.me in newest.outgoing:
         return newest.index > st.removed_index
     if newest.index <= st.commit_index:

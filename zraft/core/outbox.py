@@ -14,17 +14,21 @@ from zraft.core.state import RaftState
 
 def take(st: RaftState) -> Ready | None:
     """Return everything that is to be done, and count it as handed out; None: nothing is."""
-    if st.leadership is not None:
-        reads.open_round(st, st.leadership)
+    leadership = st.leadership
+    if leadership is not None:
+        reads.open_round(st, leadership)
         replication.replicate(st)
-        transfer.maybe_hand_over(st, st.leadership)
-        reads.maybe_confirm(st, st.leadership)
+        if leadership.transfer is not None:
+            transfer.maybe_hand_over(st, leadership)
+        if leadership.pending_reads:
+            reads.maybe_confirm(st, leadership)
         changing.maybe_leave(st)
-    else:
+    elif st.open_ask_id is not None:
         reads.ask_leader(st)
-    entries = st.log.take_unsaved()
-    restore = _next_restore(st)
-    committed = _next_committed(st)
+    entries = None if st.log.saved_index == st.log.last_index else st.log.take_unsaved()
+    restore = None if st.installing is None else _next_restore(st)
+    can_apply = st.handed_index == st.applied_index < st.commit_index
+    committed = _next_committed(st) if can_apply else None
     voted = st.durable.term != st.term or st.durable.voted_for != st.voted_for
     if (
         entries is None
@@ -82,10 +86,8 @@ def _next_restore(st: RaftState) -> SnapshotMeta | None:
     return restore
 
 
-def _next_committed(st: RaftState) -> Entries | None:
-    """Return the next run to be applied, once the last one was."""
-    if st.handed_index != st.applied_index or st.handed_index == st.commit_index:
-        return None
+def _next_committed(st: RaftState) -> Entries:
+    """Return the next run to be applied; the last one was."""
     committed = st.log.slice(
         st.handed_index + 1,
         st.commit_index,

@@ -50,7 +50,6 @@ from zraft.core.model import (
     Configuration,
     EntryCodec,
     EntryId,
-    HardState,
     MemberChange,
     MemberId,
     Random,
@@ -64,15 +63,6 @@ from zraft.core.progress import ProgressState
 from zraft.core.ready import Ready
 from zraft.core.state import RaftState
 from zraft.core.transfer import TransferRefusal
-
-
-def check_settings(settings: Settings) -> None:
-    """Assert the rules between the timers (configs/default.toml)."""
-    assert 1 <= settings.election_min_ms <= settings.election_max_ms
-    assert 1 <= settings.heartbeat_ms <= settings.election_min_ms // 2
-    assert settings.check_quorum or not settings.lease, "a lease needs its voters' stickiness"
-    assert 1 <= settings.lease_drift_percent <= 90
-    assert settings.trailing_bytes <= settings.held_bytes
 
 
 class Raft:
@@ -97,7 +87,7 @@ class Raft:
         anything. Nothing else counts as committed.
         `thorough` checks every invariant after every step: for tests and the simulator.
         """
-        check_settings(settings)
+        invariants.check_settings(settings)
         hard_state = recovered.hard_state
         snapshot = recovered.snapshot
         covered = 0 if snapshot is None else snapshot.index
@@ -192,13 +182,18 @@ class Raft:
         """Return when `on_timer` has something to do, on the clock of `now_ms`."""
         st = self.state
         if st.leadership is not None:
-            deadline_ms = min(st.leadership.heartbeat_ms, transfer.deadline_ms(st.leadership))
-            if st.settings.check_quorum and not st.decides_alone:
-                return min(deadline_ms, st.leadership.check_quorum_ms)
+            deadline_ms = st.leadership.heartbeat_ms
+            if st.leadership.transfer is not None:
+                deadline_ms = min(deadline_ms, transfer.deadline_ms(st.leadership))
+            check_ms = st.leadership.check_quorum_ms
+            if check_ms < deadline_ms and st.settings.check_quorum and not st.decides_alone:
+                return check_ms
             return deadline_ms
         if not membership.may_stand(st):
             return reads.ask_deadline_ms(st)
-        deadline_ms = min(st.election_deadline_ms, reads.ask_deadline_ms(st))
+        deadline_ms = st.election_deadline_ms
+        if st.asked_reads:
+            deadline_ms = min(deadline_ms, reads.ask_deadline_ms(st))
         if st.hint is not None:
             deadline_ms = min(deadline_ms, st.hint.deadline_ms)
         if st.attempt is not None:
@@ -211,7 +206,7 @@ class Raft:
         """Assert that nothing is outstanding, and take the time in; it never goes back."""
         assert self._outstanding is None, "the Ready handed out was not advanced"
         st = self.state
-        st.now_ms = max(st.now_ms, now_ms)
+        st.now_ms = now_ms if now_ms > st.now_ms else st.now_ms
         return st
 
     def _check(self) -> None:
@@ -220,7 +215,7 @@ class Raft:
             invariants.check_full(st)
         else:
             invariants.check_basic(st)
-        if not self._seen.is_still(st):
+        if (st.term, st.voted_for, st.commit_index, st.applied_index) != self._seen:
             invariants.check_delta(st, self._seen)
             self._seen = invariants.seen(st)
 
@@ -235,7 +230,7 @@ class Raft:
         assert message.dst == st.me, (message.dst, st.me)
         if message.src == st.me or not membership.is_heard(st, message):
             return
-        if not election.is_granted_answer(message):
+        if st.hint is not None and not election.is_granted_answer(message):
             election.cancel_hint(st, message.src, message.term)
         match message:
             case AppendEntries():
@@ -363,12 +358,14 @@ class Raft:
                 leadership.heartbeat_due = True
                 leadership.heartbeat_ms = st.now_ms + st.settings.heartbeat_ms
             watched = st.settings.check_quorum and not st.decides_alone
-            transfer.on_timer(st, leadership)
+            if leadership.transfer is not None:
+                transfer.on_timer(st, leadership)
             if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
                 replication.check_quorum(st)
         elif membership.may_stand(st):
             self._on_election_timer(inbox_empty)
-        reads.on_timer(st)
+        if st.asked_reads:
+            reads.on_timer(st)
         self._check()
 
     def _on_election_timer(self, inbox_empty: bool) -> None:
@@ -428,9 +425,9 @@ class Raft:
             st.log.persisted_index = index
             if st.leadership is not None:
                 replication.maybe_commit(st)
-        own_vote_counts = st.durable == HardState(st.term, st.me)
-        if st.role is Role.CANDIDATE and st.attempt is not None and own_vote_counts:
-            st.attempt.votes[st.me] = True
+        attempt = st.attempt
+        if attempt is not None and st.role is Role.CANDIDATE and st.durable == (st.term, st.me):
+            attempt.votes[st.me] = True
             election.maybe_finish(st)
         self._check()
 

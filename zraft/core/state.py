@@ -40,7 +40,7 @@ from zraft.core.ready import ReadState
 FAR_MS = 1 << 62
 """A deadline that never comes."""
 
-PROMISES_NOTHING = (AppendEntries, TimeoutNow, ReadIndex, ReadIndexResponse)
+PROMISES_NOTHING = frozenset((AppendEntries, TimeoutNow, ReadIndex, ReadIndexResponse))
 """Messages that may leave before the disk write."""
 
 
@@ -211,7 +211,7 @@ class RaftState:
         index promise nothing; all other replies and real requests for votes do, and wait for the
         sync (thesis §3.8).
         """
-        promises_nothing = isinstance(message, PROMISES_NOTHING) or (
+        promises_nothing = type(message) in PROMISES_NOTHING or (
             isinstance(message, RequestVote) and message.pre_vote
         )
         if promises_nothing:
