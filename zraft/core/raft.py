@@ -68,7 +68,7 @@ from zraft.core.transfer import TransferRefusal
 class Raft:
     """One member's Raft. See the module; the contract of `Ready` is in `zraft.core.ready`."""
 
-    __slots__ = ("_outstanding", "_seen", "_thorough", "state")
+    __slots__ = ("_outstanding", "_seen", "_stirred", "_thorough", "state")
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Raft:
             applied_index=covered,
         )
         self._outstanding: Ready | None = None
+        self._stirred = True  # something came in since there was nothing to do
         self._thorough = thorough
         self._seen = invariants.seen(self.state)
         roles.reset_election_timer(self.state)
@@ -205,6 +206,7 @@ class Raft:
     def _enter(self, now_ms: int) -> RaftState:
         """Assert that nothing is outstanding, and take the time in; it never goes back."""
         assert self._outstanding is None, "the Ready handed out was not advanced"
+        self._stirred = True
         st = self.state
         st.now_ms = now_ms if now_ms > st.now_ms else st.now_ms
         return st
@@ -352,6 +354,8 @@ class Raft:
         messages must not stop elections.
         """
         st = self._enter(now_ms)
+        if st.now_ms < self.next_deadline_ms():
+            return  # as in most turns: nothing changed since the last check
         leadership = st.leadership
         if leadership is not None:
             if st.now_ms >= leadership.heartbeat_ms:
@@ -409,6 +413,10 @@ class Raft:
     def ready(self) -> Ready | None:
         """Return what to do now, None when there is nothing. See `zraft.core.ready`."""
         assert self._outstanding is None, "the Ready handed out was not advanced"
+        if not self._stirred:
+            assert not self._thorough or outbox.take(self.state) is None, "work out of nothing"
+            return None
+        self._stirred = False
         self._outstanding = outbox.take(self.state)
         return self._outstanding
 
@@ -416,6 +424,8 @@ class Raft:
         """Learn that `ready` was done: persisted, sent, handed on. Only now the own vote counts."""
         assert ready is self._outstanding, "not the Ready that was handed out"
         self._outstanding = None
+        # Else all was handed out: what makes work amid a Ready (a new probe) is reported in it.
+        self._stirred = bool(ready.notices) or ready.must_persist
         st = self.state
         if ready.hard_state is not None:
             st.durable = ready.hard_state
@@ -436,6 +446,8 @@ class Raft:
         st = self.state
         assert st.applied_index <= index <= st.handed_index, (index, st.handed_index)
         st.applied_index = index
+        self._stirred = True
+        self._check()
 
     # Snapshots
 
@@ -450,6 +462,7 @@ class Raft:
 
     def trim_log(self) -> bool:
         """Free a slice of what was cut away; return True when more is to be freed."""
+        self._stirred = True
         return snapshots.trim(self.state, snapshots.TRIM_ENTRIES)
 
     def on_snapshot_received(self, meta: SnapshotMeta, *, now_ms: int) -> None:
