@@ -30,6 +30,9 @@ from zraft.core.ready import Ready
 from zraft.core.state import Leadership
 from zraft.node.requests import Place, Ticket
 
+_LINEARIZABLE = int(Consistency.LINEARIZABLE)  # plain numbers: an enum's member is slower
+_WRITE, _LEASE, _STALE = int(Consistency.WRITE), int(Consistency.LEASE), int(Consistency.STALE)
+
 
 @dataclass(slots=True)
 class Asked:
@@ -69,7 +72,7 @@ class Reading:
         leads = self._raft.leader_id == self._raft.state.me
         for ticket in tickets:
             consistency = ticket.request.consistency
-            if consistency == Consistency.WRITE or (consistency == Consistency.LEASE and not leads):
+            if consistency == _WRITE or (consistency == _LEASE and not leads):
                 others.append(ticket)
             else:
                 asking.append(ticket)
@@ -80,11 +83,11 @@ class Reading:
 
     def _begin(self, tickets: list[Ticket], now_ms: int) -> None:
         """Answer by the lease what may be; ask for the index once for all others."""
-        trusting = [t for t in tickets if t.request.consistency != Consistency.LINEARIZABLE]
+        trusting = [t for t in tickets if t.request.consistency != _LINEARIZABLE]
         lease_index = self._raft.lease_read(now_ms=now_ms) if trusting else None
         if lease_index is not None:
             self._confirmed.append(Asked(now_ms, trusting, lease_index))
-            tickets = [t for t in tickets if t.request.consistency == Consistency.LINEARIZABLE]
+            tickets = [t for t in tickets if t.request.consistency == _LINEARIZABLE]
         if tickets:
             read_id = self._raft.read(now_ms=now_ms)
             assert read_id is not None, "without a leader requests are parked"
@@ -138,7 +141,7 @@ class Reading:
         With a bound: how old it was when the request came in, so one that had to ask is 0 ms old.
         """
         request = ticket.request
-        if request.consistency != Consistency.STALE:
+        if request.consistency != _STALE:
             return 0
         if request.max_staleness_ms:
             return _since(self._proven_ms, ticket.taken_ms)
@@ -158,11 +161,12 @@ class Reading:
 
     def note_heard(self, applied_index: int) -> None:
         """Look whether what a leader said is committed is applied by now. Once a turn."""
-        st = self._raft.state
-        if self._told is None and st.told_ms > (self._heard_ms or 0):
-            self._told = Told(st.told_commit, st.told_ms, st.term)
-        told = self._told
-        if told is None or applied_index < told.commit_index:
+        st, told = self._raft.state, self._told
+        if told is None:
+            if st.told_ms <= (self._heard_ms or 0):
+                return
+            told = self._told = Told(st.told_commit, st.told_ms, st.term)
+        if applied_index < told.commit_index:
             return
         self._told = None
         if st.log.term(told.commit_index) == told.term:

@@ -68,11 +68,12 @@ class Deadlines:
     it would hold its request's bytes: memory would grow with the rate of requests.
     """
 
-    __slots__ = ("_buckets", "_first")
+    __slots__ = ("_buckets", "next_ms")
 
     def __init__(self) -> None:
         self._buckets: dict[int, dict[Ticket, None]] = {}
-        self._first = FAR_MS
+        self.next_ms = FAR_MS
+        """When `expired` should be called next."""
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
@@ -81,7 +82,7 @@ class Deadlines:
         """Watch a ticket."""
         bucket = ticket.deadline_ms // BUCKET_MS + 1
         self._buckets.setdefault(bucket, {})[ticket] = None
-        self._first = min(self._first, bucket)
+        self.next_ms = min(self.next_ms, bucket * BUCKET_MS)
 
     def remove(self, ticket: Ticket) -> None:
         """Watch it no more, if it was watched."""
@@ -92,15 +93,11 @@ class Deadlines:
             if not tickets:
                 del self._buckets[bucket]
 
-    def next_ms(self) -> int:
-        """Return when `expired` should be called next."""
-        return FAR_MS if self._first == FAR_MS else self._first * BUCKET_MS
-
     def expired(self, now_ms: int) -> Iterator[Ticket]:
         """Yield the tickets whose deadline passed and that still wait."""
-        while self._first * BUCKET_MS <= now_ms:
-            due = self._buckets.pop(self._first, {})
-            self._first = min(self._buckets, default=FAR_MS)
+        while self.next_ms <= now_ms:
+            due = self._buckets.pop(self.next_ms // BUCKET_MS, {})
+            self.next_ms = min(self._buckets) * BUCKET_MS if self._buckets else FAR_MS
             for ticket in due:
                 if ticket.place is not Place.DONE:
                     yield ticket

@@ -123,9 +123,10 @@ class Server:
 
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
-        raft_ms, deadlines_ms = self.raft.next_deadline_ms(), self._deadlines.next_ms()
-        work_ms = min(self.digests.next_deadline_ms(), self.snapshots.next_deadline_ms())
-        return min(raft_ms, deadlines_ms, self._route_ms, self._park_ends_ms(), work_ms)
+        raft_ms, digests_ms = self.raft.next_deadline_ms(), self.digests.next_deadline_ms()
+        work_ms = self.snapshots.next_deadline_ms()
+        next_ms = min(raft_ms, digests_ms, work_ms, self._deadlines.next_ms, self._route_ms)
+        return min(next_ms, self._park_ends_ms()) if self._parked else next_ms
 
     # What comes in
 
@@ -150,7 +151,7 @@ class Server:
         self.raft.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
         for ticket in self._deadlines.expired(now_ms):
             self._expire(ticket)
-        while self._park_ends_ms() <= now_ms:
+        while self._parked and self._park_ends_ms() <= now_ms:
             ticket = next(iter(self._parked.values()))
             self._refuse(ticket, Code.UNAVAILABLE, "this node reached no leader")
 
@@ -326,8 +327,8 @@ class Server:
             self._route_ms = now_ms + ROUTE_RETRY_MS
 
     def _park_ends_ms(self) -> int:
-        first = next(iter(self._parked.values()), None)
-        return FAR_MS if first is None else first.parked_ms + self._limits.park_ms
+        first = next(iter(self._parked.values()))
+        return first.parked_ms + self._limits.park_ms
 
     def _route_parked(self, now_ms: int) -> None:
         """Try parked requests again once a leader is known."""
@@ -339,8 +340,7 @@ class Server:
         if leader != self._me and now_ms < self._route_ms < FAR_MS:
             return
         self._route_ms = FAR_MS
-        tickets = list(self._parked.values())
-        self._parked.clear()
+        tickets, self._parked = list(self._parked.values()), {}
         self._route(tickets, now_ms)
 
     # What goes out
@@ -355,7 +355,8 @@ class Server:
             DivergedError: this node's state is not the others'.
         """
         slice_ends_ns = self._clock_ns() + self._limits.apply_slice_ms * 1_000_000
-        self._route_parked(now_ms)
+        if self._parked or self._route_ms != FAR_MS:
+            self._route_parked(now_ms)
         while (ready := self.raft.ready()) is not None:
             if crashpoints.armed:
                 crashpoints.reach("flush.before-send")
@@ -382,12 +383,14 @@ class Server:
                 crashpoints.reach("flush.advanced")
             if ready.restore is not None:
                 self._restore(ready.restore)
-            self._apply(slice_ends_ns)
+            if self._applying is not None:
+                self._apply(self._applying, slice_ends_ns)
             self.snapshots.on_ready(ready, now_ms)
             if ready.aborted_reads:  # they changed nothing, and go where the next leader is
                 self._park(self.reading.aborted(ready), now_ms)
             self._route_parked(now_ms)
-        self._apply(slice_ends_ns)
+        if self._applying is not None:
+            self._apply(self._applying, slice_ends_ns)
         self._answer_reads(now_ms)
         compare_states(self.digests, self.raft, self.peers, now_ms=now_ms)
         self.snapshots.work(now_ms)
@@ -401,11 +404,8 @@ class Server:
             self._expire(ticket, "a snapshot took the place of its entry")
         self._proposals.on_applied(meta.index)
 
-    def _apply(self, slice_ends_ns: int) -> None:
+    def _apply(self, applying: Applying, slice_ends_ns: int) -> None:
         """Apply what is committed until the slice of time is used up; answer what that decides."""
-        applying = self._applying
-        if applying is None:
-            return
         entries, position = applying.entries, applying.position
         payloads, count = entries.payloads, len(entries.payloads)
         while position < count:

@@ -114,7 +114,8 @@ class Snapshots:
 
     def next_deadline_ms(self) -> int:
         """Return when `work` has something to do."""
-        return min(self._due_ms, self.sending.next_deadline_ms())
+        sending_ms = self.sending.next_deadline_ms()
+        return self._due_ms if self._due_ms < sending_ms else sending_ms
 
     def _next_limit(self) -> int:
         newest = self._store.newest
