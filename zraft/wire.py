@@ -84,6 +84,7 @@ REJECTED_REMOVED = 2
 
 _DIGEST_PURPOSES = frozenset(DigestPurpose)
 
+_new = tuple.__new__  # without a NamedTuple's Python-level constructor: a third of the time
 _packer = msgpack.Packer(use_bin_type=True, autoreset=True)
 _pack = _packer.pack
 
@@ -184,10 +185,9 @@ def encode_message(
             rest = message[3:]
         case _:
             assert_never(message)
-    head: list[Any] = [PROTOCOL_VERSION, kind, lane, cluster, message.src, message.dst]
-    head += (incarnation, epoch, seq, heard, message.term)
-    head += rest
-    packed: bytes = _pack(head)
+    src, dst, term = message[:3]
+    head = (PROTOCOL_VERSION, kind, lane, cluster, src, dst, incarnation, epoch, seq, heard, term)
+    packed: bytes = _pack((*head, *rest))
     return packed
 
 
@@ -248,11 +248,10 @@ def decode_header(frame: bytes) -> tuple[PeerHeader, list[Any]]:
     cluster = fields[3]
     if type(cluster) is not bytes or len(cluster) != 8:
         raise DecodeError("a cluster id is eight bytes")
-    naturals(fields[:3], "a header")
-    naturals(fields[4:_HEADER_LENGTH], "a header")
+    naturals(fields[:3] + fields[4:_HEADER_LENGTH], "a header")
     if fields[0] > PROTOCOL_VERSION:
         raise VersionError(f"a frame of protocol version {fields[0]}")
-    return PeerHeader(*fields[:_HEADER_LENGTH]), fields
+    return _new(PeerHeader, fields[:_HEADER_LENGTH]), fields
 
 
 def _check_position(index: int, term: int, sender_term: int, what: str) -> None:

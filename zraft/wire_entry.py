@@ -66,8 +66,9 @@ def flag(value: object, what: str) -> bool:
 
 
 def naturals(values: list[Any], what: str) -> list[int]:
+    """Return `values` if all are natural numbers; MessagePack has none from 2^64 on."""
     for value in values:
-        if type(value) is not int or not 0 <= value <= MAX_U64:
+        if type(value) is not int or value < 0:
             raise DecodeError(f"{what} holds something that is not a natural number")
     return values
 

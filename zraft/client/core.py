@@ -113,6 +113,7 @@ class ClientCore:
                 )
         request_id = self._new_id()
         deadline_ms = now_ms + max(0, timeout_ms)
+        flags = int(flags)  # each operation on a flag makes an object
         head = request_id, body, consistency, flags, now_ms, deadline_ms, node, request_id
         pending = Pending(*head, max_staleness_ms, session, name)
         self._enter(pending)
@@ -135,7 +136,7 @@ class ClientCore:
         opening, deadline_ms = session.opening, first.deadline_ms
         if opening is None:
             request_id, body = self._new_id(), encode_op(SessionOp.OPEN)
-            head = request_id, body, Consistency.WRITE, Flag.SESSION, first.submitted_ms
+            head = request_id, body, Consistency.WRITE, int(Flag.SESSION), first.submitted_ms
             opening = session.opening = Pending(*head, deadline_ms, None, request_id, opens=session)
             self._enter(opening)
             self._queue.append(opening)

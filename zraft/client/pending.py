@@ -22,6 +22,8 @@ WITHOUT_SESSION = 1 << 31
 """The bit that is set in every nonce, so that it is not taken for a session."""
 _DIGITS = frozenset("0123456789abcdef")
 
+_WRITE, _SESSION = int(Consistency.WRITE), int(Flag.SESSION)  # operations on a flag make objects
+
 Name = tuple[int, int]
 """Session and sequence of a write."""
 
@@ -54,7 +56,7 @@ class Pending:
     @property
     def is_write(self) -> bool:
         """Whether it is a command, or a barrier: what is about a session changes nothing else."""
-        return self.consistency == Consistency.WRITE and not self.flags & Flag.SESSION
+        return self.consistency == _WRITE and not self.flags & _SESSION
 
     @property
     def repeatable(self) -> bool:

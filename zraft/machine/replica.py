@@ -94,7 +94,7 @@ class Replica:
     def apply(self, index: int, payload: bytes) -> Outcome:
         """Apply the entry `index`, which follows the last one, and return what became of it."""
         entry_type, term, log_time_ms, session, sequence, ack_below, body = decode_entry(payload)
-        ctx = Ctx(index, term, log_time_ms)
+        ctx = _new(Ctx, (index, term, log_time_ms))
         if log_time_ms >= self._next_sweep_ms:
             self._sweep(log_time_ms)
         code, result, at_index = _OK, b"", index
