@@ -27,8 +27,8 @@ class NodeClock:
         return (self._offset_us + true_us * self._rate // MILLION) // 1000
 
     def true_us(self, local_ms: int) -> int:
-        """Return the first true time at which the clock shows `local_ms`."""
-        return max(0, -((self._offset_us - local_ms * 1000) * MILLION // self._rate))
+        """Return the first true time at which the clock shows `local_ms`; below 0: before all."""
+        return -((self._offset_us - local_ms * 1000) * MILLION // self._rate)
 
     def jump(self, ahead_us: int) -> None:
         """Go ahead all at once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zraft.core.messages import InstallSnapshot, Message
+from zraft.core.messages import InstallSnapshot, Message, RequestVote
 from zraft.core.model import MemberId
 from zraft.testing.sim.storage import CLUSTER_ID
 from zraft.transport.base import Lane
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zraft.testing.sim.node import SimNode
     from zraft.testing.sim.world import World
 
+_BULK, _PEER = Lane.BULK, Lane.PEER
 CLUSTER = CLUSTER_ID.to_bytes(8, "big")
 
 
@@ -101,7 +102,7 @@ class Network:
                 self._seq += 1
                 load = encode_message(
                     message,
-                    lane=Lane.BULK if type(message) is InstallSnapshot else Lane.PEER,
+                    lane=_BULK if type(message) is InstallSnapshot else _PEER,
                     cluster=CLUSTER,
                     incarnation=node.incarnation,
                     epoch=1,
@@ -134,7 +135,7 @@ class Network:
             world.trace.message(world.agenda.now_us, "lost", message)
             return
         if self._plan.codec:
-            lane = Lane.BULK if type(message) is InstallSnapshot else Lane.PEER
+            lane = _BULK if type(message) is InstallSnapshot else _PEER
             checked = self._filters[link.dst][lane].check([b"", load])
             if isinstance(checked, Refused):
                 assert checked.older_life, f"the filter dropped a frame: {checked}"
@@ -148,5 +149,6 @@ class Network:
                 return
             newest[link.src] = life
         world.trace.message(world.agenda.now_us, "deliver", message)
-        world.operators.on_arrived(link.src, link.dst, message)
+        if isinstance(message, RequestVote):
+            world.operators.on_asked(message)
         node.on_message(message)

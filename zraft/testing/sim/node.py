@@ -43,6 +43,7 @@ from zraft.transport.base import PeerDown
 if TYPE_CHECKING:
     from zraft.testing.sim.world import World
 
+_BUSY, _UNAVAILABLE = int(Code.BUSY), int(Code.UNAVAILABLE)
 MIN_STALL_MS = 20
 PREPARE_BYTES = 8192
 INBOX_LIMIT = 4096
@@ -73,6 +74,8 @@ class SimNode:
         self.forward_losses: list[MemberId] = []
         self.dead: list[tuple[MemberId, int]] = []
         self._replies: list[tuple[bytes, Reply]] = []
+        # The production loop takes less than this for its own work.
+        self._stall_ms = max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2)
         self.fuse = 0  # steps until this process dies; 0: it does not
         self.fuse_power = False
         self.fuse_error = False
@@ -325,8 +328,8 @@ class SimNode:
         now_ms = self.clock.local_ms(now_us)
         late_ms = (self.last_turn_us + self.overshoot_us) // 1000
         self.overshoot_us = 0
-        plan = self.world.plan
-        if late_ms > max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2):
+        if late_ms > self._stall_ms:
+            plan = self.world.plan
             if late_ms > plan.settings.election_min_ms:
                 self.was_stalled = True
             server.on_stall(late_ms, now_ms=now_ms, grace=plan.stall_grace)
@@ -371,9 +374,11 @@ class SimNode:
         if deadline_ms >= FAR_MS:
             return
         agenda = self.world.agenda
-        when_us = max(self.clock.true_us(deadline_ms), agenda.now_us, self.busy_us)
-        if self.wake_us <= agenda.now_us or when_us < self.wake_us:
-            self.wake_us = when_us if when_us > agenda.now_us else agenda.now_us + 1
+        now_us, when_us = agenda.now_us, self.clock.true_us(deadline_ms)
+        when_us = when_us if when_us > self.busy_us else self.busy_us  # quicker than max()
+        when_us = when_us if when_us > now_us else now_us
+        if self.wake_us <= now_us or when_us < self.wake_us:
+            self.wake_us = when_us if when_us > now_us else now_us + 1
             agenda.at(self.wake_us, self._on_wake, self.incarnation)
 
     # Stopping in order
@@ -417,7 +422,6 @@ class SimNode:
         if self.fuse and not self._fuse_at_sync:
             self._burn()
         self.world.invariants.on_send(self, messages)
-        self.world.reads.on_send(self, messages)
         self.world.network.send(self, messages, self.local_us)
 
     def receive(self, limit: int) -> list[Message]:
@@ -430,9 +434,9 @@ class SimNode:
 
     def reply(self, client: bytes, reply: Reply) -> None:
         """`ReplyPort.reply`: replies leave at the end of the turn."""
-        if reply.code == Code.BUSY:
+        if reply.code == _BUSY:
             self.world.marks.reach("busy_refusal")
-        elif reply.code == Code.UNAVAILABLE and reply.body.endswith(b"took its place"):
+        elif reply.code == _UNAVAILABLE and reply.body.endswith(b"took its place"):
             self.world.marks.reach("replaced_proposal")
         self._replies.append((client, reply))
 

@@ -15,12 +15,11 @@ up to 1.06 ms of the world.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zraft.api import Consistency, Reply
-from zraft.core.messages import Message, TimeoutNow
-from zraft.core.model import NOBODY, EntryId, Role
+from zraft.core.messages import TimeoutNow
+from zraft.core.model import EntryId
 from zraft.core.notices import LeaseDropped, Notice, TransferEnded
 from zraft.testing.sim.trace import Violation
 
@@ -54,28 +53,27 @@ class ReadChecks:
 
     def on_turn(self, node: SimNode) -> None:
         """A node finished a turn: look at its lease, and at others' if it leads since."""
-        raft, server = node.raft, node.server
-        if raft.role is not Role.LEADER:
+        state, server = node.raft.state, node.server
+        if state.leadership is None:
             return
-        if raft.transfer_to != NOBODY and server is not None and server.parked:
+        if state.leadership.transfer is not None and server is not None and server.parked:
             self._world.marks.reach("write_waited_for_transfer")
-        if not raft.state.settings.lease:
+        if not state.settings.lease:
             return
-        leaders = [n for n in self._world.up() if n.raft.role is Role.LEADER]
+        leaders = self._world.leaders()
         for old in leaders:
-            if self._has_lease(old):
-                later = [n.member_id for n in leaders if n.raft.term > old.raft.term]
-                if later:
-                    raise Violation(f"{old.member_id} has a lease, and {later} lead later terms")
+            leadership = old.raft.state.leadership
+            gave_up = leadership is not None and leadership.sent_timeout_now
+            later = [n.member_id for n in leaders if n.raft.state.term > old.raft.state.term]
+            # Whoever is the last to lead, and leads on, may have a lease or not: no need to look.
+            if (gave_up or later) and self._has_lease(old):
+                why = f"{later} lead later terms" if later else "it sent TimeoutNow"
+                raise Violation(f"{old.member_id} has a lease, and {why}")
 
     def _has_lease(self, node: SimNode) -> bool:
         """Return whether a leader would serve under its lease now."""
         now_ms = node.clock.local_ms(self._world.agenda.now_us)
-        leadership = node.raft.state.leadership
-        held = node.raft.lease_left_ms(now_ms) > 0
-        if held and leadership is not None and leadership.sent_timeout_now:
-            raise Violation(f"{node.member_id} has a lease after it sent TimeoutNow")
-        return held
+        return node.raft.lease_left_ms(now_ms) > 0
 
     def on_lease_read(self, node: SimNode, index: int) -> None:
         """A leader answers without asking: it must see all that anybody knows to be committed."""
@@ -105,13 +103,8 @@ class ReadChecks:
 
     # Transfers
 
-    def on_send(self, node: SimNode, messages: Sequence[Message]) -> None:
-        """A node speaks."""
-        for message in messages:
-            if type(message) is TimeoutNow:
-                self._check_target(node, message)
-
-    def _check_target(self, node: SimNode, message: TimeoutNow) -> None:
+    def check_target(self, node: SimNode, message: TimeoutNow) -> None:
+        """A leader asks somebody to stand, whose disk must hold all that it holds itself."""
         state, theirs = node.raft.state, self._world.nodes[message.dst].shadow.terms
         last = state.log.last_id
         if state.me not in state.configuration.voters:

@@ -69,8 +69,12 @@ class World:
 
     def leader(self) -> SimNode | None:
         """Return the living leader of the highest term."""
-        leaders = [node for node in self.up() if node.raft.role is Role.LEADER]
-        return max(leaders, key=lambda node: node.raft.term, default=None)
+        return max(self.leaders(), key=lambda node: node.raft.term, default=None)
+
+    def leaders(self) -> list[SimNode]:
+        """Return the living members that believe to lead."""
+        leader = Role.LEADER
+        return [node for node in self.up() if node.raft.state.role is leader]
 
     # Death and what follows
 
