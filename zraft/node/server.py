@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from zraft import crashpoints
 from zraft.api import Code, Consistency, Flag, Reply, Request
-from zraft.core.messages import Message, StateDigest
+from zraft.core.messages import InstallSnapshotResponse, Message, StateDigest
 from zraft.core.model import NOBODY, MemberId, SnapshotMeta
 from zraft.core.notices import Notice
 from zraft.core.raft import Raft
@@ -136,7 +136,8 @@ class Server:
             self.digests.on_message(message, term=self.raft.term)
             return
         self.raft.step(message, now_ms=now_ms)
-        self.snapshots.on_message(message, now_ms)
+        if type(message) is InstallSnapshotResponse:
+            self.snapshots.sending.on_answer(message, now_ms)
 
     def on_peer_down(self, peer: MemberId, incarnation: int, *, now_ms: int) -> None:
         """Take the news that a peer's process is gone."""
@@ -149,8 +150,9 @@ class Server:
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
         """Do what is due; see `Raft.on_timer`."""
         self.raft.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
-        for ticket in self._deadlines.expired(now_ms):
-            self._expire(ticket)
+        if now_ms >= self._deadlines.next_ms:
+            for ticket in self._deadlines.expired(now_ms):
+                self._expire(ticket)
         while self._parked and self._park_ends_ms() <= now_ms:
             ticket = next(iter(self._parked.values()))
             self._refuse(ticket, Code.UNAVAILABLE, "this node reached no leader")
@@ -375,7 +377,8 @@ class Server:
             if ready.committed is not None:
                 assert self._applying is None
                 self._applying = Applying(ready.committed)
-            self.reading.on_ready(ready)
+            if ready.reads:
+                self.reading.on_ready(ready)
             for notice in ready.notices:
                 self._on_notice(notice)
             self.raft.advance(ready)
@@ -385,10 +388,12 @@ class Server:
                 self._restore(ready.restore)
             if self._applying is not None:
                 self._apply(self._applying, slice_ends_ns)
-            self.snapshots.on_ready(ready, now_ms)
+            if ready.send_snapshots or ready.chunks:
+                self.snapshots.on_ready(ready, now_ms)
             if ready.aborted_reads:  # they changed nothing, and go where the next leader is
                 self._park(self.reading.aborted(ready), now_ms)
-            self._route_parked(now_ms)
+            if self._parked or self._route_ms != FAR_MS:
+                self._route_parked(now_ms)
         if self._applying is not None:
             self._apply(self._applying, slice_ends_ns)
         self._answer_reads(now_ms)

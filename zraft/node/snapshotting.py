@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from zraft import crashpoints
-from zraft.core.messages import InstallSnapshotResponse, Message
 from zraft.core.model import SnapshotMeta
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
@@ -134,11 +133,6 @@ class Snapshots:
     def _is_due(self) -> bool:
         """Return whether so much was applied since the last snapshot that it needs a new one."""
         return self._log_bytes >= self._limit_bytes
-
-    def on_message(self, message: Message, now_ms: int) -> None:
-        """A message was given to the core: answers to chunks are for the transfers, too."""
-        if type(message) is InstallSnapshotResponse:
-            self.sending.on_answer(message, now_ms)
 
     def on_ready(self, ready: Ready, now_ms: int) -> None:
         """Store what was received, begin to send what the core wants sent; it has advanced."""
