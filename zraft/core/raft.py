@@ -353,8 +353,9 @@ class Raft:
         nothing waits to be read, or when the deadline is more than a heartbeat past: a flood of
         messages must not stop elections.
         """
-        st = self._enter(now_ms)
+        stirred, st = self._stirred, self._enter(now_ms)
         if st.now_ms < self.next_deadline_ms():
+            self._stirred = stirred
             return  # as in most turns: nothing changed since the last check
         leadership = st.leadership
         if leadership is not None:

@@ -46,7 +46,6 @@ from zraft.transport.base import Peers
 INTERVAL = 1024
 WAIT_MS = 1_000  # for reports, when no majority agrees
 PAGE_WAIT_MS = 500  # for the page that a wrong leader asks for
-_new = tuple.__new__  # without a NamedTuple's Python-level constructor: a third of the time
 MAX_OPEN = 8  # multiples that a leader compares at a time; older ones are forgotten
 
 
@@ -83,6 +82,10 @@ class DigestWatch:
         self._reports: dict[int, dict[MemberId, int]] = {}
         self._since_ms: dict[int, int] = {}  # when it was first seen that a multiple differs
         self._changed = False
+        self.next_index = interval
+        """The multiple that is applied next."""
+        self.quiet_for: tuple[MemberId, int] | None = None
+        """While this leader leads in this term and nobody says anything, `flush` has no work."""
         self._asked: _Asked | None = None
         self._outgoing: list[StateDigest] = []
         self.compared = 0
@@ -96,6 +99,7 @@ class DigestWatch:
         Raises:
             DivergedError: it shows that this node's state is another one than its sender's.
         """
+        self.quiet_for = None
         match message.purpose:
             case DigestPurpose.REPORT:
                 if message.index % self.interval == 0 and message.index > 0:
@@ -140,8 +144,9 @@ class DigestWatch:
             DivergedError: this node leads and its state is wrong, and nobody said since when.
         """
         last_index = self._history.last_index
-        if last_index >= self._latest + self.interval:
+        if last_index >= self.next_index:
             self._latest = last_index // self.interval * self.interval
+            self.next_index = self._latest + self.interval
             self._changed = True
             self._history.trim()
         if view.leader != self._me:
@@ -160,6 +165,8 @@ class DigestWatch:
             asked = self._asked
             since = asked.index - self.interval + 1
             raise self._diverged(since, asked.index, exact=False, peer=asked.agree[0])
+        if not self._reports and self._asked is None:
+            self.quiet_for = (view.leader, view.term)
         if not self._outgoing:
             return []
         outgoing, self._outgoing = self._outgoing, []
@@ -249,14 +256,18 @@ def _is_majority(members: Collection[MemberId], configuration: Configuration) ->
     return len(set(members).intersection(voters)) >= quorum_size(voters)
 
 
-def compare_states(watch: DigestWatch, raft: Raft, peers: Peers, *, now_ms: int) -> None:
+def compare_states(
+    watch: DigestWatch, raft: Raft, peers: Peers, *, applied_index: int, now_ms: int
+) -> None:
     """At the end of a turn: compare with the others; a leader that is wrong leads no longer.
 
     Raises:
         DivergedError: this node's state is not the others'.
     """
     st = raft.state
-    view = _new(View, (st.term, st.leader_id, st.configurations.newest))
+    if applied_index < watch.next_index and watch.quiet_for == (st.leader_id, st.term):
+        return  # as in most turns
+    view = View(st.term, st.leader_id, st.configurations.newest)
     messages = watch.flush(view, now_ms=now_ms)
     if messages:
         peers.send(messages)

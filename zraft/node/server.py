@@ -123,9 +123,10 @@ class Server:
 
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
-        raft_ms, digests_ms = self.raft.next_deadline_ms(), self.digests.next_deadline_ms()
-        work_ms = self.snapshots.next_deadline_ms()
-        next_ms = min(raft_ms, digests_ms, work_ms, self._deadlines.next_ms, self._route_ms)
+        raft_ms, work_ms = self.raft.next_deadline_ms(), self.snapshots.next_deadline_ms()
+        next_ms = min(raft_ms, work_ms, self._deadlines.next_ms, self._route_ms)
+        if self.digests.quiet_for is None:
+            next_ms = min(next_ms, self.digests.next_deadline_ms())
         return min(next_ms, self._park_ends_ms()) if self._parked else next_ms
 
     # What comes in
@@ -396,8 +397,11 @@ class Server:
                 self._route_parked(now_ms)
         if self._applying is not None:
             self._apply(self._applying, slice_ends_ns)
-        self._answer_reads(now_ms)
-        compare_states(self.digests, self.raft, self.peers, now_ms=now_ms)
+        applied_index = self.replica.applied.index
+        self._answer_reads(applied_index, now_ms)
+        compare_states(
+            self.digests, self.raft, self.peers, applied_index=applied_index, now_ms=now_ms
+        )
         self.snapshots.work(now_ms)
         return self._applying is not None
 
@@ -445,9 +449,8 @@ class Server:
                 self._report("request.repeated", index=outcome.index, request=index)
             self._answer(ticket, outcome.code, outcome.result, outcome.index)
 
-    def _answer_reads(self, now_ms: int) -> None:
+    def _answer_reads(self, applied_index: int, now_ms: int) -> None:
         """Answer the confirmed reads whose index is applied."""
-        applied_index = self.replica.applied.index
         self.reading.note_heard(applied_index)
         for ticket in self.reading.due(applied_index):
             self._finish(ticket)

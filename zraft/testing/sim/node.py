@@ -57,6 +57,7 @@ class SimNode:
     def __init__(self, world: World, member_id: MemberId) -> None:
         plan = world.plan
         self.world = world
+        self._agenda = world.agenda
         self.member_id = member_id
         self.draws = world.draws(f"node {member_id}")
         self.clock = NodeClock(
@@ -76,6 +77,7 @@ class SimNode:
         self._replies: list[tuple[bytes, Reply]] = []
         # The production loop takes less than this for its own work.
         self._stall_ms = max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2)
+        self._inbox_frames, self._apply_us = plan.inbox_frames, plan.apply_us
         self.fuse = 0  # steps until this process dies; 0: it does not
         self.fuse_power = False
         self.fuse_error = False
@@ -160,7 +162,7 @@ class SimNode:
     def _on_storage_error(self, error: StorageError) -> None:
         """The disk refused: the process ends, as production does; anything else is a violation."""
         if isinstance(error, ForeignDataError) and self.member_id in self.world.wipes.held:
-            now_us = self.world.agenda.now_us
+            now_us = self._agenda.now_us
             self.world.trace.step(now_us, f"refused {self.member_id}  # its disk is empty")
             return  # for good: nobody starts it again
         if not self.fuse_error or isinstance(error, CorruptLogError | ForeignDataError):
@@ -216,8 +218,8 @@ class SimNode:
             # The thread that reads the sockets was stopped as well: it takes a moment, and until
             # then this process may believe what it believed before.
             delay_us = self.draws.below(MAX_READ_US)
-            self.world.agenda.after(delay_us, self._on_held, self.incarnation)
-        now_us = self.world.agenda.now_us
+            self._agenda.after(delay_us, self._on_held, self.incarnation)
+        now_us = self._agenda.now_us
         if 0 <= self.wake_us < now_us:
             self.overshoot_us += now_us - self.wake_us
         self.maybe_turn()
@@ -250,12 +252,12 @@ class SimNode:
 
     def maybe_turn(self) -> None:
         """Run a turn now unless the process is paused, or busy with its disk."""
-        if self.server is not None and not self.paused and self.busy_us <= self.world.agenda.now_us:
+        if self.server is not None and not self.paused and self.busy_us <= self._agenda.now_us:
             self.turn()
 
     def _on_wake(self, incarnation: int) -> None:
         """A deadline may have come."""
-        now_us = self.world.agenda.now_us
+        now_us = self._agenda.now_us
         if incarnation != self.incarnation or self.server is None or now_us != self.wake_us:
             return
         if self.paused or self.busy_us > now_us:
@@ -264,14 +266,14 @@ class SimNode:
         if self.clock.local_ms(now_us) < deadline_ms:
             self._schedule_wake(deadline_ms)
             return
-        self.world.agenda.events += 1
+        self._agenda.events += 1
         self.turn()
 
     def _on_disk_done(self, incarnation: int) -> None:
         """The disk has answered: the process reads again."""
         if incarnation != self.incarnation or self.server is None or self.paused:
             return
-        self.world.agenda.events += 1
+        self._agenda.events += 1
         deadline_ms = self.server.next_deadline_ms()
         if self._more or self._has_input() or self.clock.local_ms(self.busy_us) >= deadline_ms:
             self.maybe_turn()
@@ -298,7 +300,7 @@ class SimNode:
         """Do what the production loop does once; see the module."""
         server, world = self.server, self.world
         assert server is not None
-        agenda = world.agenda
+        agenda = self._agenda
         now_us = self.local_us = agenda.now_us
         self._clock_reads = 0
         try:
@@ -354,7 +356,7 @@ class SimNode:
         return more
 
     def _read_inbox(self, server: Server, now_ms: int) -> None:
-        limit = self.world.plan.inbox_frames
+        limit = self._inbox_frames
         inbox, self.inbox = self.inbox[:limit], self.inbox[limit:]
         for message in inbox:
             server.on_message(message, now_ms=now_ms)
@@ -373,7 +375,7 @@ class SimNode:
         """Wake exactly at the next deadline; one that came later meanwhile is found on waking."""
         if deadline_ms >= FAR_MS:
             return
-        agenda = self.world.agenda
+        agenda = self._agenda
         now_us, when_us = agenda.now_us, self.clock.true_us(deadline_ms)
         when_us = when_us if when_us > self.busy_us else self.busy_us  # quicker than max()
         when_us = when_us if when_us > now_us else now_us
@@ -387,14 +389,14 @@ class SimNode:
         """Ask the process to stop in order."""
         if self.server is None or self.stopping is not None:
             return
-        now_us = self.world.agenda.now_us
+        now_us = self._agenda.now_us
         self.world.trace.step(now_us, f"stop {self.member_id}")
         now_ms = self.clock.local_ms(now_us)
         self.stopping = Stopping(self.server, now_us=now_us, now_ms=now_ms)
         self.maybe_turn()
 
     def _has_stopped(self, server: Server, stopping: Stopping) -> bool:
-        agenda = self.world.agenda
+        agenda = self._agenda
         now_ms = self.clock.local_ms(agenda.now_us)
         if not stopping.is_over(now_us=agenda.now_us, now_ms=now_ms):
             agenda.at(stopping.until_us, self._on_more, self.incarnation)
@@ -473,8 +475,8 @@ class SimNode:
     def clock_ns(self) -> int:
         """Return the process's time; after the first look in a turn, some has passed."""
         self._clock_reads += 1
-        if self._clock_reads > 1 and self.world.plan.apply_us:
-            self.local_us += self.draws.below(self.world.plan.apply_us)
+        if self._clock_reads > 1 and self._apply_us:
+            self.local_us += self.draws.below(self._apply_us)
         return self.local_us * 1000
 
     def report(self, event: str, /, **fields: object) -> None:
