@@ -8,9 +8,9 @@ is for the start.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TypeAlias
 
-from zraft.core.model import NOBODY, Configuration, Role, Settings
+from zraft.core.model import NOBODY, Configuration, MemberId, Role, Settings
 from zraft.core.progress import ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
@@ -19,18 +19,13 @@ _CANDIDATE, _LEADER = Role.CANDIDATE, Role.LEADER  # through the class they take
 _PRE_CANDIDATE = Role.PRE_CANDIDATE
 
 
-class Seen(NamedTuple):
-    """What was true before the step."""
-
-    term: int = 0
-    voted_for: int = NOBODY
-    commit_index: int = 0
-    applied_index: int = 0
+Seen: TypeAlias = tuple[int, MemberId, int, int]
+"""What `check_delta` compares: term, vote, commit index, applied index."""
 
 
 def seen(st: RaftState) -> Seen:
-    """Return what `check_delta` will compare with."""
-    return Seen(st.term, st.voted_for, st.commit_index, st.applied_index)
+    """Return what is true now."""
+    return st.term, st.voted_for, st.commit_index, st.applied_index
 
 
 def check_settings(settings: Settings) -> None:
@@ -70,13 +65,15 @@ def check_basic(st: RaftState) -> None:
         assert st.leader_id != st.me
 
 
-def check_delta(st: RaftState, before: Seen) -> None:
+def check_delta(before: Seen, after: Seen) -> None:
     """Assert that nothing went back, and that nobody changed a vote within a term (Raft §5.2)."""
-    assert st.term >= before.term, (before.term, st.term)
-    assert st.commit_index >= before.commit_index, (before.commit_index, st.commit_index)
-    assert st.applied_index >= before.applied_index
-    if st.term == before.term and before.voted_for != NOBODY:
-        assert st.voted_for == before.voted_for, "a second vote in one term"
+    old_term, old_vote, old_commit, old_applied = before
+    term, voted_for, commit_index, applied_index = after
+    assert term >= old_term, (old_term, term)
+    assert commit_index >= old_commit, (old_commit, commit_index)
+    assert applied_index >= old_applied, (old_applied, applied_index)
+    if term == old_term and old_vote != NOBODY:
+        assert voted_for == old_vote, "a second vote in one term"
 
 
 def check_configuration(configuration: Configuration) -> None:

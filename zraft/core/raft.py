@@ -217,9 +217,10 @@ class Raft:
             invariants.check_full(st)
         else:
             invariants.check_basic(st)
-        if (st.term, st.voted_for, st.commit_index, st.applied_index) != self._seen:
-            invariants.check_delta(st, self._seen)
-            self._seen = invariants.seen(st)
+        after = (st.term, st.voted_for, st.commit_index, st.applied_index)
+        if after != self._seen:
+            invariants.check_delta(self._seen, after)
+            self._seen = after
 
     def step(self, message: Message, *, now_ms: int) -> None:
         """Take one message of a peer. The transport has checked it: ours, of this cluster.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 from zraft.api import STALENESS_UNKNOWN_MS, Consistency, Request
 from zraft.core.quorum import reached_by_quorum
@@ -43,12 +43,8 @@ class Asked:
     index: int = 0  # once confirmed
 
 
-class Told(NamedTuple):
-    """A commit index that the leader of `term` named, and when that was heard."""
-
-    commit_index: int
-    heard_ms: int
-    term: int
+Told: TypeAlias = tuple[int, int, int]
+"""A commit index, when a leader named it, and in which term."""
 
 
 class Reading:
@@ -165,12 +161,13 @@ class Reading:
         if told is None:
             if st.told_ms <= (self._heard_ms or 0):
                 return
-            told = self._told = Told(st.told_commit, st.told_ms, st.term)
-        if applied_index < told.commit_index:
+            told = self._told = (st.told_commit, st.told_ms, st.term)
+        commit_index, heard_ms, term = told
+        if applied_index < commit_index:
             return
         self._told = None
-        if st.log.term(told.commit_index) == told.term:
-            self._heard_ms = max(told.heard_ms, self._heard_ms or 0)
+        if st.log.term(commit_index) == term:
+            self._heard_ms = max(heard_ms, self._heard_ms or 0)
 
 
 def _since(then_ms: int | None, now_ms: int) -> int:

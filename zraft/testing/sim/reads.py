@@ -64,7 +64,8 @@ class ReadChecks:
         for old in leaders:
             leadership = old.raft.state.leadership
             gave_up = leadership is not None and leadership.sent_timeout_now
-            later = [n.member_id for n in leaders if n.raft.state.term > old.raft.state.term]
+            term = old.raft.state.term
+            later = len(leaders) > 1 and [n.member_id for n in leaders if n.raft.state.term > term]
             # Whoever is the last to lead, and leads on, may have a lease or not: no need to look.
             if (gave_up or later) and self._has_lease(old):
                 why = f"{later} lead later terms" if later else "it sent TimeoutNow"
