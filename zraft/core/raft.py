@@ -364,14 +364,12 @@ class Raft:
                 leadership.heartbeat_due = True
                 leadership.heartbeat_ms = st.now_ms + st.settings.heartbeat_ms
             watched = st.settings.check_quorum and not st.decides_alone
-            if leadership.transfer is not None:
-                transfer.on_timer(st, leadership)
+            transfer.on_timer(st, leadership)
             if watched and self._is_due(leadership.check_quorum_ms, inbox_empty):
                 replication.check_quorum(st)
         elif membership.may_stand(st):
             self._on_election_timer(inbox_empty)
-        if st.asked_reads:
-            reads.on_timer(st)
+        reads.on_timer(st)
         self._check()
 
     def _on_election_timer(self, inbox_empty: bool) -> None:

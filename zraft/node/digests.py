@@ -257,7 +257,7 @@ def _is_majority(members: Collection[MemberId], configuration: Configuration) ->
 
 
 def compare_states(
-    watch: DigestWatch, raft: Raft, peers: Peers, *, applied_index: int, now_ms: int
+    watch: DigestWatch, raft: Raft, peers: Peers, applied_index: int, now_ms: int
 ) -> None:
     """At the end of a turn: compare with the others; a leader that is wrong leads no longer.
 

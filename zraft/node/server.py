@@ -124,10 +124,8 @@ class Server:
     def next_deadline_ms(self) -> int:
         """Return when `on_timer` has something to do."""
         raft_ms, work_ms = self.raft.next_deadline_ms(), self.snapshots.next_deadline_ms()
-        next_ms = min(raft_ms, work_ms, self._deadlines.next_ms, self._route_ms)
-        if self.digests.quiet_for is None:
-            next_ms = min(next_ms, self.digests.next_deadline_ms())
-        return min(next_ms, self._park_ends_ms()) if self._parked else next_ms
+        own_ms = min(self._deadlines.next_ms, self._route_ms, self.digests.next_deadline_ms())
+        return min(raft_ms, work_ms, own_ms, self._park_ends_ms() if self._parked else FAR_MS)
 
     # What comes in
 
@@ -151,9 +149,8 @@ class Server:
     def on_timer(self, *, now_ms: int, inbox_empty: bool) -> None:
         """Do what is due; see `Raft.on_timer`."""
         self.raft.on_timer(now_ms=now_ms, inbox_empty=inbox_empty)
-        if now_ms >= self._deadlines.next_ms:
-            for ticket in self._deadlines.expired(now_ms):
-                self._expire(ticket)
+        for ticket in self._deadlines.expired(now_ms):
+            self._expire(ticket)
         while self._parked and self._park_ends_ms() <= now_ms:
             ticket = next(iter(self._parked.values()))
             self._refuse(ticket, Code.UNAVAILABLE, "this node reached no leader")
@@ -378,8 +375,7 @@ class Server:
             if ready.committed is not None:
                 assert self._applying is None
                 self._applying = Applying(ready.committed)
-            if ready.reads:
-                self.reading.on_ready(ready)
+            self.reading.on_ready(ready)
             for notice in ready.notices:
                 self._on_notice(notice)
             self.raft.advance(ready)
@@ -389,19 +385,15 @@ class Server:
                 self._restore(ready.restore)
             if self._applying is not None:
                 self._apply(self._applying, slice_ends_ns)
-            if ready.send_snapshots or ready.chunks:
-                self.snapshots.on_ready(ready, now_ms)
+            self.snapshots.on_ready(ready, now_ms)
             if ready.aborted_reads:  # they changed nothing, and go where the next leader is
                 self._park(self.reading.aborted(ready), now_ms)
-            if self._parked or self._route_ms != FAR_MS:
-                self._route_parked(now_ms)
+            self._route_parked(now_ms)
         if self._applying is not None:
             self._apply(self._applying, slice_ends_ns)
         applied_index = self.replica.applied.index
         self._answer_reads(applied_index, now_ms)
-        compare_states(
-            self.digests, self.raft, self.peers, applied_index=applied_index, now_ms=now_ms
-        )
+        compare_states(self.digests, self.raft, self.peers, applied_index, now_ms)
         self.snapshots.work(now_ms)
         return self._applying is not None
 
