@@ -15,15 +15,17 @@ from tests.membership_clusters import (
     led,
     voters,
 )
-from zraft.core.messages import AppendEntries, AppendEntriesResponse, RequestVote
+from zraft.core.messages import AppendEntries, AppendEntriesResponse, InstallSnapshot, RequestVote
 from zraft.core.model import (
     Configuration,
     EntryId,
     MemberId,
     Role,
+    Settings,
 )
+from zraft.core.progress import ProgressState
 from zraft.core.quorum import holds_quorum
-from zraft.testing.core_cluster import CrashPoint
+from zraft.testing.core_cluster import CoreCluster, CrashPoint
 
 # The leader leaves
 
@@ -146,6 +148,48 @@ def test_a_removed_member_may_be_added_again() -> None:
     cluster.crash(1)
     cluster.run(4 * ELECTION_MS)
     assert cluster.leader() in (2, 3)
+
+
+def test_who_left_amid_a_snapshot_and_is_added_again_gets_one() -> None:
+    """The transfer ended with its membership: what the leader knew of it begins anew.
+
+    It was taken up where it had been, waiting for a snapshot that nobody sent (simulator, seed 96).
+    """
+    cluster = CoreCluster(3, settings=Settings(trailing_entries=0, held_bytes=0, trailing_bytes=0))
+    cluster.elect(1)
+    cluster.cut([3])
+    cluster.propose(1, "a", "b", "c")
+    cluster.stabilise()
+    cluster.take_snapshot(1)
+    cluster.heal()
+    leadership = cluster.raft(1).state.leadership
+    assert leadership is not None
+    while leadership.progress[3].state is not ProgressState.SNAPSHOT:
+        cluster.beat(1)
+        cluster.flush(1)
+        cluster.deliver(lambda m: m.dst == 3)
+        cluster.flush(3)
+        cluster.deliver(lambda m: m.dst == 1)
+        cluster.flush(1)
+    assert cluster.take(lambda m: isinstance(m, InstallSnapshot))
+    cluster.cut([3])
+    cluster.change(1, (REMOVE, 3))
+    cluster.stabilise()
+    assert list(leadership.leaving) == [3]
+    cluster.heal()
+    cluster.change(1, (ADD_LEARNER, 3))
+    wanted: list[MemberId] = []
+    while not wanted and cluster.now_ms < 5_000:
+        wanted += [peer for ready in cluster.flush(1) for peer in ready.send_snapshots]
+        cluster.stabilise([2, 3])
+        cluster.deliver()
+        if not cluster.in_flight:
+            cluster.beat(1)
+    assert wanted == [3]
+    assert leadership.leaving == {}
+    cluster.run(500)
+    assert cluster.raft(3).last_id == cluster.raft(1).last_id
+    assert cluster.members[3].applied == cluster.members[1].applied
 
 
 def test_what_was_told_of_an_old_removal_does_not_silence_a_member_that_was_added_again() -> None:

@@ -197,9 +197,8 @@ def follow(st: RaftState, next_index: int) -> None:
     progress: dict[MemberId, Progress] = {}
     for peer in st.peers:
         known = old.get(peer)
-        if known is None and peer in leadership.leaving:
-            known = leadership.leaving.pop(peer).progress
         if known is None:
+            leadership.leaving.pop(peer, None)  # added again: a snapshot it was sent ended with it
             known = Progress(peer, next_index, st.now_ms)
         if peer not in configuration.learners or peer in configuration.outgoing:
             known.catch_up = None
