@@ -116,6 +116,8 @@ class ServerBench:
         thorough: bool = True,
     ) -> None:
         self.now_ms = 0
+        self.slow_us = 0  # between two looks of a server at the clock that it works by
+        self._work_us = 0
         self.ids = tuple(range(1, nodes + 1))
         self.network: list[Message] = []
         self.forwards: list[tuple[MemberId, MemberId, list[Request]]] = []
@@ -156,9 +158,13 @@ class ServerBench:
             forwards=port,
             report=ignore,
             on_notice=lambda notice: self.notices.append((me, notice)),
-            clock_ns=lambda: 0,
+            clock_ns=self._clock_ns,
             limits=limits,
         )
+
+    def _clock_ns(self) -> int:
+        self._work_us += self.slow_us
+        return self._work_us * 1000
 
     def reachable(self, a: MemberId, b: MemberId) -> bool:
         """Whether something that `a` sends to `b` arrives."""

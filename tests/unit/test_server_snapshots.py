@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.server_bench import ServerBench
 from zraft.api import Code
 from zraft.core.model import Settings
 from zraft.machine.kv_codec import encode_put
 from zraft.node.ports import Limits, SnapshotLimits
+from zraft.node.snapshotting import EVERY_MS, REST
 
 NO_MERCY = Settings(trailing_entries=0, trailing_bytes=0, held_bytes=0)
 SMALL = Limits(snapshots=SnapshotLimits(min_log_bytes=2_000, chunk_bytes=100))
@@ -51,3 +54,25 @@ def test_a_log_that_grew_while_a_snapshot_was_written_is_cut_without_one_more_wr
         applied = server.replica.applied.index
         assert applied - snapshot.index < 2_000 // 20, (applied, snapshot)
         assert server.raft.first_index == snapshot.index + 1, "what it covers is cut away"
+
+
+@pytest.mark.parametrize(("slow_us", "pause_ms"), [(100, EVERY_MS), (5_000, REST * 10)])
+def test_a_slice_that_took_long_is_followed_by_a_long_pause(slow_us: int, pause_ms: int) -> None:
+    """Whoever wants the processor or the disk meanwhile gets most of it. A slice looks twice."""
+    bench = ServerBench(1, Limits(snapshots=SnapshotLimits(slice_ms=1)))
+    bench.run_for(1_000)
+    node = bench.leader()
+    for number in range(3_000):
+        bench.request(node, encode_put(b"k%d" % number, b"v" * 100))
+        if number % 100 == 0:
+            bench.settle()
+    bench.run_for(100)
+    server = bench.servers[node]
+    bench.slow_us = slow_us
+    server.snapshots.begin()
+    server.flush(now_ms=bench.now_ms)
+    assert server.snapshots.is_taking
+    assert server.snapshots.longest_slice_us >= slow_us
+    assert server.snapshots.next_deadline_ms() >= bench.now_ms + pause_ms
+    bench.run_for(60_000)
+    assert not server.snapshots.is_taking
