@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from zraft.core.messages import DigestPurpose, StateDigest
 from zraft.core.model import Configuration
+from zraft.core.raft import Raft
 from zraft.core.state import FAR_MS
 from zraft.errors import DivergedError
 from zraft.machine.history import KEPT, DigestHistory
-from zraft.node.digests import MAX_OPEN, PAGE_WAIT_MS, WAIT_MS, DigestWatch, View
+from zraft.node.digests import MAX_OPEN, PAGE_WAIT_MS, WAIT_MS, DigestWatch, compare_states
+from zraft.transport.base import Peers
 
 INTERVAL = 8
 
@@ -58,9 +62,20 @@ class Bench:
                 self.deliver(message)
 
     def _flush(self, node: int) -> bool:
-        view = View(self.term, self.leader, self.configuration)
+        """Do what a server does at the end of a turn."""
+        said: list[StateDigest] = []
+        state = SimpleNamespace(
+            term=self.term,
+            leader_id=self.leader,
+            configurations=SimpleNamespace(newest=self.configuration),
+            leadership=None,  # who is wrong and leads would step down
+        )
+        raft, peers = SimpleNamespace(state=state), SimpleNamespace(send=said.extend)
+        watch, applied_index = self.watches[node], self.histories[node].last_index
         try:
-            said = self.watches[node].flush(view, now_ms=self.now_ms)
+            compare_states(
+                watch, cast("Raft", raft), cast("Peers", peers), applied_index, self.now_ms
+            )
         except DivergedError as error:
             self.stopped[node] = error
             return True

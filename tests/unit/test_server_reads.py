@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from tests.server_bench import ServerBench
 from zraft.api import STALENESS_UNKNOWN_MS, Code, Consistency, Flag, Reply
 from zraft.core.messages import AppendEntries, ReadIndexResponse, RequestVote
 from zraft.core.model import Role
+from zraft.core.raft import Raft
 from zraft.core.transfer import TransferRefusal
 from zraft.machine.kv_codec import encode_get, encode_put
 from zraft.node.ports import Limits
+from zraft.node.reading import Reading
 
 WITH_LEASES = Limits(lease_reads=True)
 
@@ -158,6 +163,22 @@ def test_age_counts_from_a_commit_index_that_is_applied() -> None:
     state.told_commit, state.told_ms = state.told_commit + 5, bench.now_ms + 60
     server.reading.note_heard(server.applied_index)
     assert server.reading.staleness_ms(bench.now_ms + 60) >= before_ms + 60
+
+
+def test_age_does_not_count_from_what_is_in_the_log_and_not_applied() -> None:
+    """A state is as old as what it holds, however much waits to be applied."""
+    log = SimpleNamespace(term=lambda index: 2)
+    state = SimpleNamespace(told_commit=5, told_ms=100, term=2, leadership=None, log=log)
+    reading = Reading(cast("Raft", SimpleNamespace(state=state)))
+    reading.note_heard(4)
+    assert reading.staleness_ms(150) == STALENESS_UNKNOWN_MS
+    state.told_commit, state.told_ms = 9, 140
+    reading.note_heard(5)
+    assert reading.staleness_ms(150) == 50
+    reading.note_heard(8)
+    assert reading.staleness_ms(150) == 50
+    reading.note_heard(9)
+    assert reading.staleness_ms(150) == 10
 
 
 def test_bounded_stale_read_is_answered_at_once_after_a_recent_proof() -> None:

@@ -15,17 +15,12 @@ from zraft.core.progress import ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import RaftState
 
-_CANDIDATE, _LEADER = Role.CANDIDATE, Role.LEADER  # through the class they take 20 times as long
+_CANDIDATE, _LEADER = Role.CANDIDATE, Role.LEADER  # through the class each look is a call
 _PRE_CANDIDATE = Role.PRE_CANDIDATE
 
 
 Seen: TypeAlias = tuple[int, MemberId, int, int]
 """What `check_delta` compares: term, vote, commit index, applied index."""
-
-
-def seen(st: RaftState) -> Seen:
-    """Return what is true now."""
-    return st.term, st.voted_for, st.commit_index, st.applied_index
 
 
 def check_settings(settings: Settings) -> None:

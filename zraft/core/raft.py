@@ -113,7 +113,7 @@ class Raft:
         self._outstanding: Ready | None = None
         self._stirred = True  # something came in since there was nothing to do
         self._thorough = thorough
-        self._seen = invariants.seen(self.state)
+        self._seen: invariants.Seen = (0, NOBODY, 0, 0)
         roles.reset_election_timer(self.state)
         leases.promise(self.state)  # it may have made one before it forgot
         self._check()

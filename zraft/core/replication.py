@@ -21,7 +21,7 @@ from zraft.core.progress import Progress, ProgressState
 from zraft.core.quorum import reached_by_quorum
 from zraft.core.state import Leadership, RaftState
 
-# Members of enumerations, by names of the module: through the class they take 20 times as long.
+# Members of enumerations, by names of the module: through the class each look is a call.
 _FOLLOWER = Role.FOLLOWER
 _PROBE, _REPLICATE = ProgressState.PROBE, ProgressState.REPLICATE
 _SNAPSHOT = ProgressState.SNAPSHOT

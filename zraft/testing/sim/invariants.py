@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from zraft.testing.sim.node import SimNode
     from zraft.testing.sim.world import World
 
-_LEADER = Role.LEADER  # through the class it takes 20 times as long
+_LEADER = Role.LEADER  # through the class each look is a call
 FULL_CHECK_EVERY = 128
 FULL_CHECK_ENTRIES = 600
 
