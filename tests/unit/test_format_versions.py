@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.first_version import LENGTHS, REQUEST_LENGTH
 from tests.data_directories import DiskCluster, make_cluster
 from tests.server_bench import CLUSTER, FakePeers, FakePort, ServerBench
 from zraft.api import Code, Consistency, Request
@@ -57,9 +58,6 @@ OLDEST: dict[str, tuple[str, Message]] = {
         AppendEntriesResponse(1, 2, 7, True, 11, 0, 0, 3),
     ),
 }
-LENGTHS = {1: 15, 2: 14, 3: 16, 4: 16, 5: 18, 6: 15, 7: 11, 8: 12, 9: 13}
-"""Of the first version's frames, by kind. It had no kind after KIND_HEARD."""
-REQUEST_LENGTH = 8
 
 
 @pytest.mark.parametrize("name", OLDEST)
