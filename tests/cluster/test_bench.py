@@ -87,6 +87,23 @@ def test_an_interrupted_run_leaves_nothing(number: signal.Signals, tmp_path: Pat
     wait_until("all ended", lambda: running_in(tmp_path) == [] or None, timeout_ms=5_000)
 
 
+def test_no_process_outlives_a_killed_run(tmp_path: Path) -> None:
+    """Kill -9 in the middle of a load: nodes, supervisor and whoever made the load end, too."""
+    with bench([*PUT, "--count", "1000", "--rounds", "1000"], tmp_path) as process:
+        assert process.stderr is not None
+        poll = select.poll()
+        poll.register(process.stderr, select.POLLIN)
+        assert poll.poll(FIRST_LINE_MS), "no pair was measured"
+        wait_until(
+            "nodes at work",
+            lambda: any("zraft.node" in line for line in running_in(tmp_path)) or None,
+            timeout_ms=10_000,
+        )
+        process.kill()
+        process.wait(END_S)
+    wait_until("all ended", lambda: running_in(tmp_path) == [] or None, timeout_ms=10_000)
+
+
 def test_a_bar_is_measured_by_the_commands_that_users_type(tmp_path: Path) -> None:
     """Bar 1 in full: five starts of a stopped cluster; the exit code is that of the verdict."""
     with bench(["bars", "--only", "1", "--json"], tmp_path) as process:

@@ -2,7 +2,8 @@
 
 Durable writes are measured on a disk: a directory in memory makes every number a lie. Sockets live
 elsewhere, because their paths must be short. Both directories are removed at the end, however the
-end came: SIGTERM and SIGHUP are turned into an exception, as Ctrl-C is.
+end came: SIGTERM and SIGHUP are turned into an exception, as Ctrl-C is. A kill -9 leaves files, but
+no process: the cluster ends with the one that measures.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import psutil
 
 import zraft
 from zraft import __version__
-from zraft.client.control import Cluster, Settings, UpSpec
+from zraft.client.control import Cluster, Foreground, Settings, UpSpec
 from zraft.errors import ConfigError, NotRunning
 
 MEMORY = frozenset({"tmpfs", "ramfs"})
 NAME = "bench"
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,14 +133,33 @@ def open_place(wanted: str | None) -> Iterator[Place]:
 def open_cluster(
     place: Place, nodes: int, *, settings: Settings | None = None
 ) -> Iterator[Cluster]:
-    """Bring a new cluster up, with a leader; afterwards it is stopped and its data deleted."""
+    """Bring a new cluster up, with a leader; afterwards it is stopped and its data deleted.
+
+    Its processes end with this one, even if that is killed.
+    """
     environ = place.environ()
+    supervisor: Foreground | None = None
     try:
-        Cluster.up(UpSpec(name=NAME, nodes=nodes, settings=settings), environ)
+        supervisor = _bring_up(nodes, settings, environ)
         yield Cluster.open(NAME, environ)
     finally:
         with contextlib.suppress(NotRunning):
             Cluster.open(NAME, environ).down(purge=True)
+        if supervisor is not None:
+            supervisor.wait()
+
+
+def _bring_up(
+    nodes: int, settings: Settings | None, environ: Mapping[str, str]
+) -> Foreground | None:
+    """Start a cluster that ends with this process; signals stay with who had them before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    try:
+        spec = UpSpec(name=NAME, nodes=nodes, settings=settings, foreground=True)
+        return Cluster.up(spec, environ).foreground
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -157,7 +178,7 @@ def _signals_raise() -> Iterator[None]:
         del frame
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in ENDING}
     try:
         yield
     finally:
