@@ -3,7 +3,7 @@
 Durable writes are measured on a disk: a directory in memory makes every number a lie. Sockets live
 elsewhere, because their paths must be short. Both directories are removed at the end, however the
 end came: SIGTERM and SIGHUP are turned into an exception, as Ctrl-C is. A kill -9 leaves files, but
-no process: the cluster ends with the one that measures.
+no process of a cluster that `open_cluster` started and nobody started again (bar 1 does).
 """
 
 from __future__ import annotations
