@@ -108,10 +108,10 @@ class Nemesis:
         if node is None:
             return False
         if node.server is not None and self._draws.chance(0.5):
-            node.light_fuse(1, power=True, at_sync=True)
+            node.fuse.light(1, power=True, at_sync=True)
             return True
         most = 3 if node.server is None else 9
-        node.light_fuse(self._draws.between(1, most), power=self._draws.chance(0.6))
+        node.fuse.light(self._draws.between(1, most), power=self._draws.chance(0.6))
         return True
 
     def _outage(self) -> bool:
@@ -122,7 +122,7 @@ class Nemesis:
             if node.server is None:
                 continue
             if node.busy_us > self._world.agenda.now_us:
-                node.light_fuse(1, power=True, at_sync=self._draws.chance(0.5))
+                node.fuse.light(1, power=True, at_sync=self._draws.chance(0.5))
             else:
                 node.crash(power=True, how="outage")
         return True
@@ -167,7 +167,7 @@ class Nemesis:
         node = self._victim()
         if node is None:
             return False
-        node.light_fuse(self._draws.between(1, 4), error=True)
+        node.fuse.light(self._draws.between(1, 4), error=True)
         return True
 
     def _stop(self) -> bool:

@@ -3,7 +3,8 @@
 A turn follows the order of the production loop: notice a stall, read peers, clients and answers to
 what was passed on, run timers, flush. It happens at one moment of the world; what it costs (syncs,
 above all) is added up in `local_us`, and the node is busy until then: it reads nothing, and what
-it says after a sync leaves after the sync.
+it says after a sync leaves after the sync. Its own work takes it `turn_us` more: what comes
+meanwhile waits, and the next turn finds all of it.
 
 A process dies between two turns, or in the middle of one: a fuse counts down steps of the disk and
 of sending, and the world stops for this node where it burns out. So a crash may find a batch
@@ -12,8 +13,6 @@ half-written, an entry sent and not stored, a vote stored and not sent.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ from zraft.storage.recovery import recover
 from zraft.testing.disk import SimulatedDisk, Stopped
 from zraft.testing.sim.clock import NodeClock
 from zraft.testing.sim.core import WatchedRaft
+from zraft.testing.sim.fuse import Fuse
 from zraft.testing.sim.making import make_core, make_server, open_disk
 from zraft.testing.sim.stopping import Stopping
 from zraft.testing.sim.storage import (
@@ -78,10 +78,8 @@ class SimNode:
         # The production loop takes less than this for its own work.
         self._stall_ms = max(MIN_STALL_MS, plan.settings.heartbeat_ms // 2)
         self._inbox_frames, self._apply_us = plan.inbox_frames, plan.apply_us
-        self.fuse = 0  # steps until this process dies; 0: it does not
-        self.fuse_power = False
-        self.fuse_error = False
-        self._fuse_at_sync = False
+        self._turn_us = plan.turn_us
+        self.fuse = Fuse()
         self.next_sync_us = 0  # what the next sync costs on top
         self._forget()
 
@@ -93,6 +91,8 @@ class SimNode:
         self.local_us = self.busy_us = self.last_turn_us = self.overshoot_us = 0
         self.paused = False
         self.was_paused = self.was_stalled = False
+        self.free_us = 0  # when it looks again; at or after `busy_us`, when its disk has answered
+        self._looks_at_us = -1  # when it is due to, having found that something waits
         self.wake_us = -1
         self.stopping: Stopping | None = None
         self._more = False
@@ -119,7 +119,7 @@ class SimNode:
             recovered = recover(storage, store)
         except Stopped:
             self.world.marks.reach("crash_in_start")
-            self._die(power=self.fuse_power, how="in start")
+            self._die(power=self.fuse.power, how="in start")
             return
         except StorageError as error:
             self._on_storage_error(error)
@@ -132,7 +132,7 @@ class SimNode:
         world.network.on_start(self)
         world.invariants.on_start(self)
         world.trace.step(world.agenda.now_us, f"restart {self.member_id}")
-        self.busy_us = self.local_us
+        self.busy_us = self.free_us = self.local_us
         world.agenda.at(self.busy_us, self._on_disk_done, self.incarnation)
 
     def crash(self, *, power: bool, how: str = "") -> None:
@@ -143,7 +143,7 @@ class SimNode:
     def _die(self, *, power: bool, how: str) -> None:
         world = self.world
         self.server = None
-        self.fuse = 0
+        self.fuse.steps = 0
         if power:
             self.disk.cut_power(self.draws)
         else:
@@ -165,36 +165,15 @@ class SimNode:
             now_us = self._agenda.now_us
             self.world.trace.step(now_us, f"refused {self.member_id}  # its disk is empty")
             return  # for good: nobody starts it again
-        if not self.fuse_error or isinstance(error, CorruptLogError | ForeignDataError):
+        if not self.fuse.error or isinstance(error, CorruptLogError | ForeignDataError):
             raise error
-        self.fuse_error = False
+        self.fuse.error = False
         self._die(power=False, how="disk error")
 
-    def light_fuse(
-        self, steps: int, *, power: bool = False, error: bool = False, at_sync: bool = False
-    ) -> None:
-        """Let the process end, or the disk fail, in so many steps.
-
-        With `at_sync`, steps are only those in which a batch has been written and is to be synced:
-        the moment at which a power cut can tear it.
-        """
-        self.fuse, self.fuse_power, self.fuse_error = steps, power, error
-        self._fuse_at_sync = at_sync
-
-    def _burn(self, *, at_disk: Path | None = None) -> None:
-        self.fuse -= 1
-        if self.fuse > 0:
-            return
-        if self.fuse_error:
-            if at_disk is None:
-                self.fuse = 1  # the next step of the disk fails
-                return
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(at_disk))
-        raise Stopped
-
     def _on_disk_step(self, step: str, path: Path) -> None:
-        if self.fuse and (not self._fuse_at_sync or (step == "sync" and self.shadow.pending)):
-            self._burn(at_disk=path)
+        fuse = self.fuse
+        if fuse.steps and (not fuse.at_sync or (step == "sync" and self.shadow.pending)):
+            fuse.burn(at_disk=path)
         if step != "sync":
             self.local_us += 5
             return
@@ -251,9 +230,24 @@ class SimNode:
         self.maybe_turn()
 
     def maybe_turn(self) -> None:
-        """Run a turn now unless the process is paused, or busy with its disk."""
-        if self.server is not None and not self.paused and self.busy_us <= self._agenda.now_us:
+        """Run a turn unless the process is paused or busy; what its own work delays comes after."""
+        if self.server is None or self.paused:
+            return
+        now_us = self._agenda.now_us
+        if self.free_us <= now_us:
             self.turn()
+        elif self.busy_us <= now_us:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Something waits: a turn comes as soon as the process is through with the last one."""
+        if self._looks_at_us != self.free_us:
+            self._looks_at_us = self.free_us
+            self._agenda.at(self.free_us, self._on_free, (self.incarnation, self.free_us))
+
+    def _on_free(self, due: tuple[int, int]) -> None:
+        if due == (self.incarnation, self.free_us):  # else a turn has come since
+            self.maybe_turn()
 
     def _on_wake(self, incarnation: int) -> None:
         """A deadline may have come."""
@@ -262,6 +256,9 @@ class SimNode:
             return
         if self.paused or self.busy_us > now_us:
             return  # whoever ends that runs a turn
+        if self.free_us > now_us:
+            self._look_again()
+            return
         deadline_ms = self.server.next_deadline_ms()
         if self.clock.local_ms(now_us) < deadline_ms:
             self._schedule_wake(deadline_ms)
@@ -307,7 +304,7 @@ class SimNode:
             more = self._more = self._take_turn(server, now_us)
         except Stopped:
             world.marks.reach("crash_in_flush")
-            self._die(power=self.fuse_power, how="in flush")
+            self._die(power=self.fuse.power, how="in flush")
             return
         except StorageError as error:
             self._on_storage_error(error)
@@ -315,11 +312,12 @@ class SimNode:
         if self._replies:
             self._send_replies()
         self.last_turn_us = self.local_us - now_us
+        self.free_us = self.local_us + self._turn_us
         if self.last_turn_us:
-            self.busy_us = self.local_us
-            agenda.at(self.local_us, self._on_disk_done, self.incarnation)
+            self.busy_us = self.free_us
+            agenda.at(self.busy_us, self._on_disk_done, self.incarnation)
         elif more or self.inbox:
-            agenda.at(now_us + 20, self._on_more, self.incarnation)
+            self._look_again()
         world.invariants.on_turn(self)
         world.reads.on_turn(self)
         if self.stopping is not None and self._has_stopped(server, self.stopping):
@@ -377,7 +375,7 @@ class SimNode:
             return
         agenda = self._agenda
         now_us, when_us = agenda.now_us, self.clock.true_us(deadline_ms)
-        when_us = when_us if when_us > self.busy_us else self.busy_us  # quicker than max()
+        when_us = when_us if when_us > self.free_us else self.free_us  # quicker than max()
         when_us = when_us if when_us > now_us else now_us
         if self.wake_us <= now_us or when_us < self.wake_us:
             self.wake_us = when_us if when_us > now_us else now_us + 1
@@ -406,7 +404,7 @@ class SimNode:
             server.finish_stop(now_ms=now_ms)
             server.flush(now_ms=now_ms)
         except Stopped:
-            self._die(power=self.fuse_power, how="in stop")
+            self._die(power=self.fuse.power, how="in stop")
             return True
         except StorageError as error:
             self._on_storage_error(error)
@@ -421,8 +419,8 @@ class SimNode:
 
     def send(self, messages: Sequence[Message]) -> None:
         """`Peers.send`: check that it may be said, and put it on its way."""
-        if self.fuse and not self._fuse_at_sync:
-            self._burn()
+        if self.fuse.steps and not self.fuse.at_sync:
+            self.fuse.burn()
         self.world.invariants.on_send(self, messages)
         self.world.network.send(self, messages, self.local_us)
 

@@ -94,6 +94,8 @@ class Plan:
     spares: int = 0  # nodes that are no members at first
     change_gap_us: int = 0  # mean, between changes of membership; 0: none
 
+    turn_us: int = 50  # what a turn of a node takes, besides its disk
+
 
 def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     """Return what `seed` decides; `nodes` overrides the number of members."""
@@ -152,7 +154,8 @@ def draw_plan(seed: int, *, nodes: int | None = None) -> Plan:
     every = draws.pick((1024, 64, 16))
     plan = replace(plan, limits=plan.limits._replace(digest_interval=every))
     plan = _draw_wipes(plan, Draws(seed, "plan of wipes"))
-    return _draw_endings(plan, Draws(seed, "plan of endings"))
+    plan = _draw_endings(plan, Draws(seed, "plan of endings"))
+    return replace(plan, turn_us=Draws(seed, "plan of turns").pick((100, 300, 1000, 2000)))
 
 
 def _draw_sessions(plan: Plan, draws: Draws) -> Plan:

@@ -155,8 +155,8 @@ class Simulation:
         for member_id in ids[count:]:
             self._leave_broken(world.nodes[member_id], draws)
         for node in healed:
-            node.fuse = node.next_sync_us = 0
-            node.fuse_error = False
+            node.next_sync_us = 0
+            node.fuse.put_out()
             if node.stopping is not None:
                 node.crash(power=False, how="stopped")  # it was about to end anyway
             if node.server is None:

@@ -66,9 +66,9 @@ class SnapshotWatch:
             Violation: one did.
         """
         if event in FAILURES:
-            if not node.fuse_error:
+            if not node.fuse.error:
                 raise Violation(f"{node.member_id}: {event}, and nothing was wrong")
-            node.fuse_error = False
+            node.fuse.error = False
         mark = MARKS.get(event)
         if mark is not None:
             self._world.marks.reach(mark)
