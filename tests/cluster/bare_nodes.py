@@ -30,7 +30,7 @@ import zmq
 
 from tests.cluster.harness import print_last_events, wait_until
 from zraft import clock, wire
-from zraft.api import Code, Consistency, GetStatus, NodeReply, NodeRequest, NodeStatus
+from zraft.api import Code, Consistency, Flag, GetStatus, NodeReply, NodeRequest, NodeStatus
 from zraft.api import Reply as ClientReply
 from zraft.api import Request as ClientRequest
 from zraft.machine.kv_codec import encode_get, encode_put
@@ -264,11 +264,12 @@ class BareNodes:
         *,
         deadline_ms: int = 10_000,
         cluster: bytes | None = None,
+        flags: Flag = Flag.NONE,
     ) -> ClientReply:
         """Send one request to a node's client socket and return its reply."""
         own = self.cluster_id.to_bytes(8, "big")
         request_id = next(self._request_ids)
-        request = ClientRequest(request_id, 0, 0, 0, deadline_ms, consistency, 0, body)
+        request = ClientRequest(request_id, 0, 0, 0, deadline_ms, consistency, flags, body)
         with self.dealer(f"{name}.client") as dealer:
             dealer.send(wire.encode_requests(own if cluster is None else cluster, [request]))
             assert dealer.poll(deadline_ms + 5_000), f"no reply from {name}"

@@ -20,8 +20,10 @@ from zraft.api import (
     Block,
     Campaign,
     Code,
+    Consistency,
     ControlDone,
     ControlFailure,
+    Flag,
     Heal,
     Isolate,
     StepDown,
@@ -97,6 +99,19 @@ def wait_for_rejects(nodes: BareNodes, name: str, kind: str, count: int) -> None
         return found >= count or None
 
     wait_until(f"{count} frames dropped on the {kind} socket", dropped, timeout_ms=10_000)
+
+
+def test_a_session_request_that_makes_no_sense_is_refused(three: BareNodes) -> None:
+    """Where a number belongs stands an array: an answer, from leader and follower, no dead node."""
+    leader, follower = three.leader(), three.follower()
+    before = {name: three.status(name).pid for name in three.names}
+    values: list[object] = [[[1]], [{}], [1.0], [True], [], 7]
+    bodies = [msgpack.packb(value) for value in values]
+    for name in (leader, follower):
+        for body in bodies:
+            reply = three.request(name, body, Consistency.WRITE, flags=Flag.SESSION)
+            assert reply.code == Code.INVALID, (name, body, reply)
+    assert {name: three.status(name).pid for name in three.names} == before
 
 
 def test_a_control_request_that_makes_no_sense_gets_an_answer(one: BareNodes) -> None:

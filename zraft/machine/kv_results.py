@@ -186,7 +186,7 @@ def _response(revision: int, part: object) -> int | KeyValue | RangeResult | Non
         return _page(revision, part[1:])
     if len(part) < 2:
         raise DecodeError("a response is too short")
-    if part[0] in {DELETE, DELETE_RANGE}:
+    if part[0] in (DELETE, DELETE_RANGE):  # no set: it may be anything
         return _natural(part[1])
     if part[0] == GET:
         return _maybe_item(part[1])

@@ -28,6 +28,9 @@ class SessionOp(IntEnum):
     RESOLVE = 4  # tell what became of a sequence; one that was not applied never will be
 
 
+_OPS = {int(op): op for op in SessionOp}
+
+
 class Terms(NamedTuple):
     """Under which terms a session is opened; `max_bytes` holds for all sessions from then on."""
 
@@ -66,9 +69,13 @@ def encode_open(terms: Terms) -> bytes:
 def decode_op(body: bytes) -> tuple[SessionOp, list[int]]:
     """Return what is to be done, and the numbers behind it; DecodeError."""
     fields = unpack(body)
-    if type(fields) is not list or not fields or fields[0] not in {*SessionOp}:
+    if type(fields) is not list or not fields:
         raise DecodeError("not something that can be done to a session")
-    return SessionOp(fields[0]), naturals(fields[1:], "a session's entry")
+    number, *numbers = naturals(fields, "a session's entry")
+    op = _OPS.get(number)
+    if op is None:
+        raise DecodeError("something to be done to a session that this version does not know")
+    return op, numbers
 
 
 def decode_terms(numbers: list[int]) -> Terms:
