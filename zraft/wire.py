@@ -280,13 +280,14 @@ def decode_message(header: PeerHeader, fields: list[Any]) -> Message:
             entries = decode_entries(prev_index + 1, body[4], term)
             if entries.terms and entries.terms[0] < prev_term:
                 raise DecodeError("the terms of entries fall")
-            return AppendEntries(src, dst, term, prev_index, prev_term, commit, round_, entries)
+            parts = (src, dst, term, prev_index, prev_term, commit, round_, entries)
+            return _new(AppendEntries, parts)
         case 4:  # KIND_APPEND_ENTRIES_RESPONSE
             if len(body) < 5:
                 raise DecodeError("AppendEntriesResponse is too short")
             success = flag(body[0], "success")
             numbers = naturals(body[1:5], "AppendEntriesResponse")
-            return AppendEntriesResponse(src, dst, term, success, *numbers)
+            return _new(AppendEntriesResponse, (src, dst, term, success, *numbers))
         case 1:  # KIND_REQUEST_VOTE
             if len(body) < 4:
                 raise DecodeError("RequestVote is too short")

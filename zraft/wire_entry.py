@@ -213,4 +213,4 @@ def decode_entries(first_index: int, payloads: object, limit_term: int) -> Entri
             raise DecodeError("the terms of entries fall, or pass the sender's term")
         terms.append(term)
         last_term = term
-    return Entries(first_index, terms, payloads)
+    return _new(Entries, (first_index, terms, payloads))

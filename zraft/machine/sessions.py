@@ -46,6 +46,7 @@ WITHDRAWN_TEXT = b"it was not applied, and was withdrawn when somebody asked wha
 EXPIRED_TEXT = b"the session is unknown, expired or closed, or its client needs this result no more"
 
 _MASK = (1 << 64) - 1
+_CODES = frozenset(Code)
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 
 
@@ -283,7 +284,7 @@ class Sessions:
             if type(item) is not list or len(item) < 4 or type(item[3]) is not bytes:
                 raise DecodeError("a kept result is an array of four or more")
             sequence, index, code = naturals(item[:3], "a kept result")
-            if sequence in session.results or code not in {*Code}:
+            if sequence in session.results or code not in _CODES:
                 raise DecodeError("a kept result that can not be")
             session.results[sequence] = Kept(index, Code(code), item[3])
             self.kept_bytes += len(item[3]) + RESULT_OVERHEAD_BYTES

@@ -76,7 +76,8 @@ class BatchType(IntEnum):
     SEAL = 3  # the last of a segment that has a successor
 
 
-_TYPES = frozenset(BatchType)
+_TYPES = {int(type_): type_ for type_ in BatchType}
+_new = tuple.__new__  # a log has many batches: no NamedTuple's Python-level constructor
 
 
 class BatchHeader(NamedTuple):
@@ -102,11 +103,7 @@ class Batch(NamedTuple):
     header: BatchHeader
     offset: int
     body: memoryview
-
-    @property
-    def end_offset(self) -> int:
-        """Where the next batch starts."""
-        return self.offset + self.header.size_bytes
+    end_offset: int  # where the next batch starts
 
 
 class Damage(NamedTuple):
@@ -173,24 +170,24 @@ def read_header(data: bytes, offset: int, seed: int) -> BatchHeader | None:
     _, type_, number, length, blank, body_crc, chain, crc, end = _HEADER.unpack_from(data, offset)
     if crc != zlib.crc32(data[offset : offset + _CHECKED.size], seed) or end != _HEADER_END:
         return None
-    if type_ not in _TYPES or length == 0:
+    batch_type = _TYPES.get(type_)
+    if batch_type is None or length == 0:
         return None
-    return BatchHeader(BatchType(type_), number, length, blank, body_crc, chain, crc)
+    return _new(BatchHeader, (batch_type, number, length, blank, body_crc, chain, crc))
 
 
 def read_batch(data: bytes, offset: int, seed: int) -> Batch | None:
     """Return the batch at `offset`, None when there is no whole one."""
     header = read_header(data, offset, seed)
-    if header is None or offset + header.size_bytes > len(data):
+    if header is None:
         return None
-    end = offset + header.size_bytes - 1
+    start, end = offset + HEADER_BYTES, offset + batch_bytes(header.length)
+    if end > len(data) or data[end - 1] != _BATCH_END[0]:
+        return None
     view = memoryview(data)
-    if zlib.crc32(view[offset + HEADER_BYTES : end]) != header.body_crc:
+    if zlib.crc32(view[start : end - 1]) != header.body_crc:
         return None
-    if data[end] != _BATCH_END[0]:
-        return None
-    start = offset + HEADER_BYTES
-    return Batch(header, offset, view[start : start + header.length])
+    return _new(Batch, (header, offset, view[start : start + header.length], end))
 
 
 def read_batches(data: bytes, offset: int, seed: int) -> Iterator[Batch]:

@@ -60,6 +60,8 @@ PackedRecord: TypeAlias = list[Any]
 """A record as MessagePack takes it; made by `pack_record`, read by `unpack_records`."""
 
 _packer = msgpack.Packer(autoreset=True)
+_new = tuple.__new__  # a log has many records: no NamedTuple's Python-level constructor
+_BYTES = {bytes}
 
 
 class Record(NamedTuple):
@@ -172,17 +174,23 @@ def unpack_records(body: memoryview) -> Iterator[Record]:
     """
     for hard_state, entries, compacted, *newer in msgpack.unpackb(body):
         restart = newer[0] if newer else None
-        yield Record(
-            None if hard_state is None else _hard_state(hard_state),
-            None if entries is None else _entries(entries),
-            None if compacted is None else _entry_id(compacted),
-            None if restart is None else _entry_id(restart),
+        yield _new(
+            Record,
+            (
+                None if hard_state is None else _hard_state(hard_state),
+                None if entries is None else _entries(entries),
+                None if compacted is None else _entry_id(compacted),
+                None if restart is None else _entry_id(restart),
+            ),
         )
 
 
 def _ints(values: Any) -> list[int]:
-    if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+    if type(values) is not list:
         raise ValueError("not a list of whole numbers")
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise ValueError("not a list of whole numbers")
     return values
 
 
@@ -198,15 +206,15 @@ def _entry_id(value: Any) -> EntryId:
 
 def _entries(value: Any) -> Entries:
     first_index, runs, payloads, *_ = value
-    if type(first_index) is not int or first_index < 1 or not isinstance(payloads, list):
+    if type(first_index) is not int or first_index < 1 or type(payloads) is not list:
         raise ValueError("not a run of entries")
     numbers = _ints(runs)
     terms: list[int] = []
     for term, count in zip(numbers[::2], numbers[1::2], strict=True):
         terms += [term] * count
-    if len(terms) != len(payloads) or not set(map(type, payloads)) <= {bytes}:
+    if len(terms) != len(payloads) or not set(map(type, payloads)) <= _BYTES:
         raise ValueError("terms and payloads do not match")
-    return Entries(first_index, terms, payloads)
+    return _new(Entries, (first_index, terms, payloads))
 
 
 def _unpack_segment_header(body: memoryview) -> SegmentHeader:
