@@ -80,7 +80,8 @@ CORE_EVENTS: dict[str, EventSpec] = {
         "info",
         "target outcome elapsed_ms",
         "the hand-over to {target} ended after {elapsed_ms} ms: {outcome}",
-        "done, timeout (this node leads on), target_gone or leadership_lost.",
+        "done (the target was told, and a later term began: `leader.changed` names who leads it), "
+        "timeout (this node leads on), target_gone or leadership_lost.",
     ),
     "lease.dropped": _log(
         "info",
