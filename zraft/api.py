@@ -342,6 +342,7 @@ class NodeStatus(msgspec.Struct, tag="status-reply", frozen=True):
     snapshot_term: int = 0
     snapshot_bytes: int = 0
     snapshot_taking: bool = False
+    snapshot_failure: str = ""  # why the last one that was tried is not there
     sessions: int = 0
 
 

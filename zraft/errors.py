@@ -13,6 +13,7 @@
     │  ├─ ForeignDataError                  the directory belongs to another member: exit 65
     │  └─ LockedError                       another process uses the directory: exit 75
     ├─ DivergedError                        this replica's state is not the others': exit 70
+    ├─ MachineError                         the state machine broke its contract: exit 70
     └─ RequestError                         a client's request was not answered with "ok"
        ├─ Unavailable        not applied, safe to retry
        ├─ Unsupported        not applied: not known, or not allowed, in this cluster
@@ -202,6 +203,13 @@ class DivergedError(ZraftError):
         self.index = index
         self.compared = compared
         self.exact = exact
+
+
+class MachineError(ZraftError):
+    """A state machine broke its contract where that is no result of a command: in a snapshot."""
+
+    code = "machine"
+    exit_code = EXIT_SOFTWARE
 
 
 class RequestError(ZraftError):

@@ -178,7 +178,8 @@ EVENTS: dict[str, EventSpec] = {
         "error",
         "index reason",
         "no snapshot at index {index}: {reason}",
-        "The disk refused it. The log still holds everything, and grows until one succeeds.",
+        "The disk refused it, or the state machine raised. The log still holds everything, and "
+        "grows until one succeeds.",
     ),
     "snapshot.not_freed": _log(
         "warning",

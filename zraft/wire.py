@@ -38,6 +38,7 @@ from zraft.core.messages import (
 from zraft.core.model import EntryType
 from zraft.errors import DecodeError, VersionError
 from zraft.wire_entry import (
+    MAX_FRAME_BYTES,
     decode_entries,
     flag,
     natural,
@@ -47,6 +48,7 @@ from zraft.wire_entry import (
 
 MAX_CLIENT_FRAME_BYTES = 1 << 20
 MAX_REQUEST_BYTES = (1 << 20) - 4096
+MAX_RESULT_BYTES = MAX_FRAME_BYTES - 4096  # a bigger frame would only cut the connection
 MAX_COUNT = 1 << 62  # of terms and indices: a step further must still be a number on the wire
 
 KIND_REQUEST_VOTE = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import subprocess
 import sys
@@ -26,6 +27,13 @@ MODULE = """
 import examples.bank
 class Mine(examples.bank.Bank):
     pass
+
+class Whole(Mine):
+    def query(self, ctx, request):
+        return b"x" * 5_000_000 if request == b"all of it" else super().query(ctx, request)
+    def snapshot(self):
+        yield b"half of it"
+        raise LookupError("the other half")
 """
 
 
@@ -74,3 +82,25 @@ def test_a_bank_keeps_its_money_through_kills_and_a_restart(tmp_path: Path) -> N
         with Client(NAME, environ=place.environ) as client:
             assert {name: client.query(name.encode()) for name in NAMES} == balances
             client.barrier()
+
+
+def test_a_machine_that_breaks_its_contract_is_named_and_its_nodes_serve_on(tmp_path: Path) -> None:
+    """No snapshot of it, and no answer that is too long: a reason, at once, and nobody dies."""
+    (tmp_path / "mybank.py").write_text(MODULE)
+    with home() as place:
+        zraft(place, tmp_path, "cluster", "up", "-n", "3", "--state-machine", "mybank:Whole")
+        before = place.cluster().statuses()
+        with Client(NAME, environ=place.environ) as client:
+            client.command(encode(Deposit("ada", 100)))
+            error = json.loads(zraft(place, tmp_path, "snapshot", "take", "leader", expect=1))
+            assert "LookupError: the other half" in error["error"]["why"]
+            with pytest.raises(InvalidCommand, match="5000000 bytes"):
+                client.query(b"all of it")
+            client.command(encode(Deposit("ada", 1)))
+            assert client.query(b"ada") == b"101"
+        after = place.cluster().statuses()
+        for name, status in before.items():
+            then = after[name]
+            assert status is not None
+            assert then is not None
+            assert then.pid == status.pid

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from zraft.machine.apply import apply_safely, query_safely
+from zraft.errors import DecodeError, MachineError
+from zraft.machine.apply import apply_safely, query_safely, restore_safely, snapshot_safely
 from zraft.machine.base import CommandError, Ctx, StateMachine
 from zraft.machine.kv import KV
 from zraft.machine.kv_codec import encode_get, encode_put
+from zraft.wire import MAX_RESULT_BYTES
 
 CTX = Ctx(7, 2, 1000)
 
@@ -68,6 +70,88 @@ def test_a_result_that_is_no_bytes_is_an_error_result(result: object) -> None:
         False,
         b"the state machine raised TypeError",
     )
+
+
+def test_a_result_that_no_frame_can_carry_is_an_error_result() -> None:
+    """Its client would lose the connection instead of an answer, with every try."""
+    for run in (apply_safely, query_safely):
+        longest = bytes(MAX_RESULT_BYTES)
+        assert run(Raising(None, longest), CTX, b"") == (True, longest)
+        ok, text = run(Raising(None, longest + b"x"), CTX, b"")
+        assert not ok
+        assert b"returned 4190209 bytes, at most 4190208 fit" in text
+
+
+class Frozen(KV):
+    """A store whose snapshot, and whose way back from one, are what a test wants them to be."""
+
+    def __init__(self, chunks: Callable[[], Iterable[object]]) -> None:
+        super().__init__()
+        self.chunks = chunks
+
+    def snapshot(self) -> Iterator[bytes]:
+        return self.chunks()  # type: ignore[return-value]  # a machine may be wrong about it
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        if list(chunks) == [b"a"]:
+            raise KeyError("a")
+
+
+def raising(error: Exception, *before: object) -> Iterator[object]:
+    """Yield some chunks, then raise."""
+    yield from before
+    raise error
+
+
+def test_chunks_of_a_snapshot_are_handed_on_as_they_are() -> None:
+    """Empty ones, too: they say that the next one is not ready yet."""
+    assert list(snapshot_safely(Frozen(lambda: [b"a", b"", b"b"]))) == [b"a", b"", b"b"]
+    assert list(snapshot_safely(Frozen(lambda: ()))) == []
+
+
+@pytest.mark.parametrize(
+    ("chunks", "why"),
+    [
+        (lambda: raising(ValueError("half"), b"a"), "ValueError: half"),
+        (lambda: [b"a", None, b"b"], "TypeError: a chunk is NoneType, not bytes"),
+        (lambda: [b"a", "text"], "TypeError: a chunk is str, not bytes"),
+        (lambda: [b"a", bytearray(b"x")], "TypeError: a chunk is bytearray, not bytes"),
+    ],
+)
+def test_a_snapshot_that_raises_or_is_no_bytes_fails_as_a_whole(
+    chunks: Callable[[], Iterable[object]], why: str
+) -> None:
+    """And says so after what came before: a part of it is never taken for the whole."""
+    parts = snapshot_safely(Frozen(chunks))
+    assert next(parts) == b"a"
+    with pytest.raises(MachineError, match=r"snapshot\(\) failed") as caught:
+        next(parts)
+    assert list(parts) == []
+    assert caught.value.why == why
+
+
+def test_a_snapshot_that_can_not_be_begun_fails_at_once() -> None:
+    """The state is to be frozen when the call returns, so nothing waits for the first chunk."""
+
+    def refuses() -> Iterable[object]:
+        raise OSError("no")
+
+    for chunks, why in ((refuses, "OSError: no"), (lambda: 7, "TypeError: 'int' object")):
+        with pytest.raises(MachineError) as caught:
+            snapshot_safely(Frozen(chunks))  # type: ignore[arg-type]  # a machine may be wrong
+        assert caught.value.why.startswith(why)
+
+
+def test_a_restore_that_raises_is_the_machine_s_unless_the_bytes_are_wrong() -> None:
+    """What is found wrong with a snapshot keeps its name, wherever it is found."""
+    machine = Frozen(lambda: ())
+    restore_safely(machine, [b"b"])
+    with pytest.raises(MachineError, match=r"restore\(\) failed") as caught:
+        restore_safely(machine, [b"a"])
+    assert caught.value.why == "KeyError: 'a'"
+    assert caught.value.exit_code == 70
+    with pytest.raises(DecodeError):
+        restore_safely(machine, raising(DecodeError("damaged")))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError(), KeyboardInterrupt()])

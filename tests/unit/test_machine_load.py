@@ -32,6 +32,12 @@ class Half(zraft.StateMachine):
 class Wanting(Whole):
     def __init__(self, size): self.size = size
 
+class Text(Whole):
+    def digest(self): return "text"
+
+class Never(Whole):
+    def digest(self): raise LookupError("no hash")
+
 NUMBER = 7
 '''
 
@@ -100,7 +106,7 @@ def test_a_failed_import_names_the_exception_and_the_line(place: str) -> None:
 def test_a_wrong_class_is_answered_with_those_that_are_there(place: str) -> None:
     """A missing name, and a name of something else."""
     error = refused("shop_for_tests.machines:Wole", place)
-    assert "Whole, Duck, Half, Wanting" in error.why
+    assert "Whole, Duck, Half, Wanting, Text, Never" in error.why
     assert "NUMBER is a int" in refused("shop_for_tests.machines:NUMBER", place).why
 
 
@@ -111,3 +117,9 @@ def test_a_class_that_does_not_fit_is_told_what_it_lacks(place: str) -> None:
     )
     assert "no apply" in refused("zraft.errors:ZraftError").why
     assert "TypeError" in refused("shop_for_tests.machines:Wanting", place).why
+
+
+def test_a_digest_that_is_no_number_is_found_before_anything_starts(place: str) -> None:
+    """Nodes ask for it after every entry, and would stop there."""
+    assert refused("shop_for_tests.machines:Text", place).why == "it returned 'text'"
+    assert "LookupError: no hash" in refused("shop_for_tests.machines:Never", place).why

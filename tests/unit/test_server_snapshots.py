@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.server_bench import ServerBench
 from zraft.api import Code
 from zraft.core.model import Settings
+from zraft.machine.kv import KV
 from zraft.machine.kv_codec import encode_put
 from zraft.node.ports import Limits, SnapshotLimits
 from zraft.node.snapshotting import EVERY_MS, REST
@@ -76,3 +79,38 @@ def test_a_slice_that_took_long_is_followed_by_a_long_pause(slow_us: int, pause_
     assert server.snapshots.next_deadline_ms() >= bench.now_ms + pause_ms
     bench.run_for(60_000)
     assert not server.snapshots.is_taking
+
+
+def test_a_machine_that_gives_no_snapshot_ends_the_snapshot_and_not_the_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once or after a chunk: all serve on, and a later try succeeds, when there is one."""
+    bench = ServerBench(3, SMALL, settings=NO_MERCY)
+    bench.run_for(1_000)
+    leader = bench.leader()
+
+    def half(_store: KV) -> Iterator[bytes]:
+        yield b"half of it"
+        raise LookupError("the other half")
+
+    def nothing(_store: KV) -> Iterator[bytes]:
+        raise LookupError("nothing")
+
+    def put_many() -> None:
+        for number in range(150):
+            bench.request(leader, encode_put(b"k%d" % (number % 10), b"v" * 20))
+        bench.run_for(2_000)
+
+    for broken, why in ((nothing, "LookupError: nothing"), (half, "LookupError: the other half")):
+        with monkeypatch.context() as patch:
+            patch.setattr(KV, "snapshot", broken)
+            put_many()
+        for server in bench.servers.values():
+            assert server.snapshots.failure == f"the state machine's snapshot() failed: {why}"
+            assert server.raft.snapshot is None
+            assert not server.snapshots.is_taking
+    put_many()
+    for server in bench.servers.values():
+        assert server.raft.snapshot is not None
+        assert server.snapshots.failure == ""
+    assert {answer.code for (answer,) in bench.answers.values()} == {Code.OK}

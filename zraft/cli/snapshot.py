@@ -21,7 +21,14 @@ from zraft.cli.errors import EXIT_OK
 from zraft.cli.options import Run, command, noun
 from zraft.cli.output import join_and, printable
 from zraft.cli.targets import resolve, views
-from zraft.errors import EXIT_DATA, CorruptLogError, NotFound, StorageError, Unavailable
+from zraft.errors import (
+    EXIT_DATA,
+    CorruptLogError,
+    NotFound,
+    StorageError,
+    Unavailable,
+    ZraftError,
+)
 
 if TYPE_CHECKING:
     from zraft.api import Accepted
@@ -103,14 +110,30 @@ def _begin(cluster: Cluster, name: str) -> Accepted:
 
 
 def _wait(cluster: Cluster, name: str, index: int, until_ms: int) -> Found:
-    """Return the node's snapshot that covers the index, once it is there."""
+    """Return the node's snapshot that covers the index, once it is there.
+
+    Raises:
+        ZraftError: the node says that there will be none, and why.
+        NotRunning: the node ended meanwhile.
+        Unavailable: it takes too long.
+    """
     import select
+
+    from zraft.api import GetStatus, NodeStatus
 
     pause = select.poll()
     while True:
         for one in find_snapshots(cluster.directory / name):
             if one.meta is not None and one.meta.index >= index:
                 return one
+        status = cluster.ask(name, GetStatus())
+        assert isinstance(status, NodeStatus), status
+        if status.snapshot_failure and not status.snapshot_taking:
+            raise ZraftError(
+                f"{name} has no snapshot at index {index}",
+                why=status.snapshot_failure,
+                try_=f"zraft logs tail {name} -e 'snapshot.*'",
+            )
         if clock.now_ms() >= until_ms:
             raise Unavailable(
                 f"{name} has not finished its snapshot at index {index}",

@@ -36,7 +36,9 @@ class StateMachine(Protocol):
     """What a node needs of the machine it replicates."""
 
     def apply(self, ctx: Ctx, command: bytes) -> bytes:
-        """Change the state and return the result for the client. Deterministic.
+        """Change the state and return the result for the client, 4 MiB - 4 KiB at most.
+
+        Deterministic. A longer result is replaced by an error, though the command had its effect.
 
         Raises:
             CommandError: the command is refused; nothing changed.
@@ -56,16 +58,18 @@ class StateMachine(Protocol):
 
         The node reads it in slices, between which entries are applied. So a chunk should take a
         few milliseconds at most; an empty one says that the next is not ready yet, and is dropped.
+        An exception ends this snapshot and nothing else; the log is kept until one succeeds.
         """
         ...
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace the state by a snapshot's."""
+        """Replace the state by a snapshot's. An exception stops the node: it has no state then."""
         ...
 
     def digest(self) -> int | None:
         """Return a 64-bit hash of the state, equal on all nodes at one index; None: no hash.
 
         Called after every entry, so it is kept up to date at the cost of what an entry changes.
+        An exception stops the node: what it would have answered is not known.
         """
         ...

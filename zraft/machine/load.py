@@ -119,10 +119,24 @@ def _made(found: type, name: str) -> StateMachine:
             try_="zraft.StateMachine is the contract, examples/bank.py an example",
         )
     try:
-        return cast(StateMachine, found())
+        machine = cast(StateMachine, found())
     except Exception as error:
         raise ConfigError(
             f"{name} can not be made",
             why=f"it is called without arguments: {_told(error)}",
             try_="give every argument of __init__ a default",
         ) from error
+    _check_digest(machine, name)
+    return machine
+
+
+def _check_digest(machine: StateMachine, name: str) -> None:
+    """Ask once: nodes ask after every entry, and can not go on without an answer."""
+    what = f"the digest() of {name} gives neither a number nor None"
+    hint = "return a hash of the state as an int, or None for no hash"
+    try:
+        digest = machine.digest()
+    except Exception as error:
+        raise ConfigError(what, why=_told(error), try_=hint) from error
+    if digest is not None and type(digest) is not int:
+        raise ConfigError(what, why=f"it returned {digest!r:.40}", try_=hint)

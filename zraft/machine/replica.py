@@ -30,7 +30,13 @@ from zlib import crc32
 from zraft.api import Code
 from zraft.core.model import Entries, EntryType
 from zraft.errors import DecodeError, VersionError
-from zraft.machine.apply import OnError, apply_safely, query_safely
+from zraft.machine.apply import (
+    OnError,
+    apply_safely,
+    query_safely,
+    restore_safely,
+    snapshot_safely,
+)
 from zraft.machine.base import Ctx, StateMachine
 from zraft.machine.history import DigestHistory
 from zraft.machine.sessions import SWEEP_MS, Kept, Session, Sessions
@@ -146,9 +152,13 @@ class Replica:
         return mixed
 
     def snapshot(self) -> Iterator[Section]:
-        """Return the state in chunks. It is frozen when this returns: apply may run between two."""
+        """Return the state in chunks. It is frozen when this returns: apply may run between two.
+
+        Raises:
+            MachineError: the machine has no snapshot; now, or from the iterator.
+        """
         head = pack([FORMAT, self._running])
-        return _sections(head, self.sessions.freeze(), self.machine.snapshot())
+        return _sections(head, self.sessions.freeze(), snapshot_safely(self.machine))
 
     def restore(self, applied: Ctx, sections: Iterable[Section]) -> None:
         """Replace the state by a snapshot's, which was taken after the entry `applied`.
@@ -158,11 +168,12 @@ class Replica:
         Raises:
             DecodeError: these are not the sections of a snapshot; the state is as it was.
             VersionError: a newer program wrote them; the state is as it was.
+            MachineError: the machine refused them; its state is not defined any more.
         """
         parts = _Parts(sections)
         running = _decode_head(next(parts.of(SESSIONS), b""))
         table = Sessions.thaw(parts.of(SESSIONS))
-        self.machine.restore(parts.of(MACHINE))
+        restore_safely(self.machine, parts.of(MACHINE))
         self._running, self.sessions = running, table
         self.applied = applied
         self.history.restart(applied.index + 1)

@@ -10,9 +10,9 @@
 
 The size of the log is judged after each applied entry, so that nodes with equal histories take
 their snapshots at equal indices; if it is too big again when one is done, the next one begins at
-once, not with the next write, which may never come. A disk that refuses a snapshot ends that
-snapshot only: nothing was promised, the log still holds everything, and it is tried again when as
-much was applied again.
+once, not with the next write, which may never come. A disk that refuses a snapshot, and a machine
+that raises while it is asked for one, end that snapshot only: nothing was promised, the log still
+holds everything, and it is tried again when as much was applied again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zraft.core.model import SnapshotMeta
 from zraft.core.raft import Raft
 from zraft.core.ready import Ready
 from zraft.core.state import FAR_MS
-from zraft.errors import CorruptLogError, DecodeError, StorageError
+from zraft.errors import CorruptLogError, DecodeError, MachineError, StorageError
 from zraft.machine.base import Ctx
 from zraft.machine.replica import Replica, Section
 from zraft.node.ports import Report, SnapshotLimits
@@ -76,6 +76,7 @@ class Snapshots:
         Raises:
             CorruptLogError: it is not what was written (exit 65).
             StorageError: the disk refused (exit 74).
+            MachineError: the state machine does not take it (exit 70).
         """
         self._raft = raft
         self._replica = replica
@@ -91,6 +92,8 @@ class Snapshots:
         self._trims = False
         self.taken = 0
         self.longest_slice_us = 0
+        self.failure = ""
+        """Why there is no snapshot of the last index at which one was tried; empty: there is."""
         self.sending = Sending(raft, store, bulk, report, limits)
         self._receiving = Receiving(
             raft.state.me, store, report, lambda answer: peers.send([answer])
@@ -165,13 +168,14 @@ class Snapshots:
         configuration = raft.state.configurations.at(ctx.index)
         digest = self._replica.digest()
         meta = SnapshotMeta(ctx.index, ctx.term, configuration, ctx.log_time_ms, digest)
+        started_ns = self._clock_ns()
         try:
+            sections = self._replica.snapshot()
             writer = self._store.begin(meta)
-        except StorageError as error:
+        except (StorageError, MachineError) as error:
             self._fail(meta.index, error)
             return meta.index
-        started_ns = self._clock_ns()
-        self._taking = Taking(meta, self._replica.snapshot(), writer, started_ns)
+        self._taking = Taking(meta, sections, writer, started_ns)
         self._log_bytes = 0
         self._due_ms = 0
         self._report("snapshot.begun", index=meta.index, snapshot_term=meta.term)
@@ -214,7 +218,7 @@ class Snapshots:
                 taking.writer.sync()
             else:
                 self._write(taking, started_ns + self._limits.slice_ms * 1_000_000)
-        except StorageError as error:
+        except (StorageError, MachineError) as error:
             taking.writer.abort()
             self._taking = None
             self._fail(taking.meta.index, error)
@@ -251,6 +255,7 @@ class Snapshots:
         if crashpoints.armed:
             crashpoints.reach("snapshot.file-durable")
         self.taken += 1
+        self.failure = ""
         self._limit_bytes = self._next_limit()
         self._report(
             "snapshot.taken",
@@ -263,9 +268,10 @@ class Snapshots:
         self._to_compact = self._raft.on_snapshot_saved(meta, now_ms=now_ms)
         self._trims = True
 
-    def _fail(self, index: int, error: StorageError) -> None:
+    def _fail(self, index: int, error: StorageError | MachineError) -> None:
         self._log_bytes = 0
-        self._report("snapshot.failed", index=index, reason=error.why or error.what)
+        self.failure = f"{error.what}: {error.why}" if error.why else error.what
+        self._report("snapshot.failed", index=index, reason=self.failure)
 
     # Restoring
 
@@ -275,6 +281,7 @@ class Snapshots:
         Raises:
             CorruptLogError: it is not what was written (exit 65).
             StorageError: the disk refused (exit 74).
+            MachineError: the state machine does not take it (exit 70).
         """
         if crashpoints.armed:
             crashpoints.reach("install.persisted")

@@ -135,6 +135,7 @@ def node_status(sources: StatusSources, now_ms: int) -> NodeStatus:
         snapshot_term=0 if newest is None else newest.term,
         snapshot_bytes=0 if newest is None else newest.size_bytes,
         snapshot_taking=server.snapshots.is_taking,
+        snapshot_failure=server.snapshots.failure,
     )
 
 
