@@ -29,6 +29,10 @@ class Mine(examples.bank.Bank):
     pass
 
 class Whole(Mine):
+    def apply(self, ctx, command):
+        if command == b"twice as much":
+            raise LookupError("no such thing")
+        return super().apply(ctx, command)
     def query(self, ctx, request):
         return b"x" * 5_000_000 if request == b"all of it" else super().query(ctx, request)
     def snapshot(self):
@@ -96,6 +100,9 @@ def test_a_machine_that_breaks_its_contract_is_named_and_its_nodes_serve_on(tmp_
             assert "LookupError: the other half" in error["error"]["why"]
             with pytest.raises(InvalidCommand, match="5000000 bytes"):
                 client.query(b"all of it")
+            with pytest.raises(InvalidCommand, match="what it changed before") as caught:
+                client.command(b"twice as much")
+            assert "the state machine raised LookupError" in caught.value.why
             client.command(encode(Deposit("ada", 1)))
             assert client.query(b"ada") == b"101"
         after = place.cluster().statuses()

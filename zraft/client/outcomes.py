@@ -21,6 +21,7 @@ from zraft.errors import (
     Withdrawn,
     ZraftError,
 )
+from zraft.machine.apply import DEFECT
 
 _NOTHING_CHANGED = "the write was not accepted; nothing changed"
 _NOT_READ = "the read was not answered"
@@ -63,7 +64,12 @@ def refused(case: Case, node: str, reply: Reply) -> ZraftError:
             tries = ("send it again under a new id, if it is still wanted",)
             return Withdrawn(_NOTHING_CHANGED, why=why, try_=tries, **rest)
         case Code.INVALID:
-            what = f"the {'command' if case.is_write else 'query'} was refused; nothing changed"
+            kind = "command" if case.is_write else "query"
+            if _text(reply).startswith(DEFECT):  # it raised amid its work, or after it
+                until = "; what it changed before is the state machine's to say"
+                what = f"the {kind} failed{until if case.is_write else ''}"
+                return InvalidCommand(what, why=why, try_="mend the state machine", **rest)
+            what = f"the {kind} was refused; nothing changed"
             return InvalidCommand(what, why=why, try_="correct it and send it again", **rest)
         case _ if case.unsure:
             return _unknown(case, "sent, maybe more than once, and never answered for certain", why)

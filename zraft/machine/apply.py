@@ -24,6 +24,9 @@ from zraft.wire import MAX_RESULT_BYTES
 OnError = Callable[[Ctx, Exception], None]
 """Takes an exception that is a defect of the machine: telemetry's `apply.failed`."""
 
+DEFECT = "the state machine"
+"""How a result starts that tells of a defect of the machine, not of a command that it refused."""
+
 
 def apply_safely(
     machine: StateMachine, ctx: Ctx, command: bytes, on_error: OnError | None = None
@@ -47,7 +50,7 @@ def _run(
         if type(result) is not bytes:
             raise TypeError(f"the state machine returned {type(result).__name__}, not bytes")
         if len(result) > MAX_RESULT_BYTES:
-            why = f"the state machine returned {len(result)} bytes, at most {MAX_RESULT_BYTES} fit"
+            why = f"{DEFECT} returned {len(result)} bytes, at most {MAX_RESULT_BYTES} fit"
             return False, why.encode()
         return True, result
     except CommandError as refusal:
@@ -58,7 +61,7 @@ def _run(
         if on_error is not None:
             on_error(ctx, error)
         name = type(error).__name__
-        return False, f"the state machine raised {name}".encode(errors="backslashreplace")
+        return False, f"{DEFECT} raised {name}".encode(errors="backslashreplace")
 
 
 def snapshot_safely(machine: StateMachine) -> Iterator[bytes]:
