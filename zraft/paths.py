@@ -23,7 +23,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -47,6 +47,11 @@ _TAKEN = frozenset(
     learner learners voters""".split()
 )
 
+HexId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+"""A member's or a cluster's id as files hold it."""
+
+NodeName = Annotated[str, msgspec.Meta(pattern=f"^{_NODE_NAME.pattern}$")]
+
 EndpointKind = Literal["peer", "client", "ctl", "bulk"]
 ENDPOINT_KINDS: tuple[EndpointKind, ...] = get_args(EndpointKind)
 
@@ -59,8 +64,8 @@ class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files of before there was such a field: the place in the list.
     """
 
-    name: str
-    member_id: str  # 16 hex digits
+    name: NodeName
+    member_id: HexId
     new: bool = True
     joined: bool = False
     position: int = -1
@@ -73,8 +78,8 @@ class FormerMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     was none. `moved` is false between the decision and the rename.
     """
 
-    name: str
-    member_id: str
+    name: NodeName
+    member_id: HexId
     joined: bool
     position: int
     how: Literal["removed", "replaced"]
@@ -88,7 +93,7 @@ class ClusterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: int
     name: str
-    cluster_id: str  # 16 hex digits
+    cluster_id: HexId
     transport: Literal["ipc", "tcp"]
     socket_dir: str
     base_port: int  # 0 with ipc

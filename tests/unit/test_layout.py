@@ -15,7 +15,7 @@ from zraft.client.record import read_state, rows_without_supervisor
 from zraft.client.refusals import check_place, check_platform, check_same
 from zraft.config import Config, to_jsonable
 from zraft.control_api import LastExit, NodeRecord, StateFile, Up
-from zraft.errors import ConfigError, ControlError, StorageError, ZraftError
+from zraft.errors import ConfigError, ControlError, ForeignDataError, StorageError, ZraftError
 from zraft.paths import TCP_PORTS_PER_SLOT, ClusterFile, read_cluster_file
 from zraft.procfs import file_system
 from zraft_supervisor.creation import (
@@ -119,6 +119,33 @@ def test_a_cluster_file_is_read_back_as_it_was_written(link: Path) -> None:
     assert read_cluster_file(place.directory) == odd
     assert cluster.settings == to_jsonable(Config())
     assert render_cluster_file(cluster).startswith("#")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('member_id = "', 'member_id = "x'),
+        ('cluster_id = "', 'cluster_id = "0x'),
+        ('name = "n1"', 'name = "../n1"'),
+        ('name = "n1"', 'name = ""'),
+        ('name = "n1"', "name = 1"),
+        ("new = true", "new = 1"),
+        ("[[members]]", "[[member]]"),
+    ],
+)
+def test_a_cluster_file_that_was_edited_wrongly_is_refused_with_its_place(
+    link: Path, old: str, new: str
+) -> None:
+    """No command reads on with half of it, or ends in a traceback."""
+    place, cluster = made(link)
+    write_cluster_file(place.directory, cluster)
+    path = place.directory / "cluster.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ForeignDataError, match="is not a cluster file") as caught:
+        read_cluster_file(place.directory)
+    assert caught.value.why
 
 
 def test_ids_are_random_and_different(link: Path) -> None:
