@@ -258,6 +258,12 @@ EVENTS: dict[str, EventSpec] = {
         "state.json was not readable and was rebuilt from the locks: {reason}",
         "What runs is wanted, what does not run is not; the old file is state.json.broken.",
     ),
+    "supervisor.stuck": _log(
+        "error",
+        "reason elapsed_ms",
+        "for {elapsed_ms} ms nothing could be recorded: {reason}",
+        "Told when it is over. Nothing is started or signalled before its record is durable.",
+    ),
     "supervisor.stopped": _log(
         "info", "reason", "supervisor stopped: {reason}", "The supervisor ended in order."
     ),

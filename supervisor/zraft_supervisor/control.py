@@ -13,8 +13,8 @@ import zmq
 
 from zraft import clock
 from zraft.api import ControlFailure
-from zraft.control_api import SupervisorReply, SupervisorRequest
-from zraft.errors import ControlError, ZraftError
+from zraft.control_api import STOPPING, SupervisorReply, SupervisorRequest
+from zraft.errors import EXIT_LOCKED, ControlError, SupervisorError, ZraftError
 from zraft.transport.bind import make_router
 
 MAX_REQUESTS = 64  # a turn
@@ -73,3 +73,12 @@ class ControlSocket:
 def failure_of(error: ZraftError) -> ControlFailure:
     """Return an error as an answer."""
     return ControlFailure(error.code, error.what, error.why, [*error.try_], error.exit_code)
+
+
+def stopping(name: str) -> SupervisorError:
+    """Return the error for a request to a cluster that is being stopped."""
+    error = SupervisorError(
+        f'cluster "{name}" is being stopped', try_="again in a moment", exit_code=EXIT_LOCKED
+    )
+    error.code = STOPPING  # type: ignore[misc]  # whoever asked may wait and start a new one
+    return error

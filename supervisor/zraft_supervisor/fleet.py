@@ -200,14 +200,18 @@ class Fleet:
             times.append(clock.now_ms() + PAUSE_LOOK_MS)
         return min((time for time in times if time is not None), default=None)
 
-    def run(self, ready: set[int]) -> None:
-        """Take in what happened to the processes, and what time it is.
+    def observe(self, ready: set[int]) -> None:
+        """Take in what happened to the processes.
 
         Args:
             ready: descriptors that the poll found readable.
         """
         for node in self.nodes.values():
             self._observe(node, ready)
+
+    def on_timers(self) -> None:
+        """Do what is due."""
+        for node in self.nodes.values():
             now_ms = clock.now_ms()
             deadline_ms = node.process.next_deadline_ms()
             if deadline_ms is not None and deadline_ms <= now_ms:

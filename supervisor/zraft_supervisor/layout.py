@@ -20,11 +20,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from zraft.client.record import supervisor_dir
-from zraft.errors import ConfigError, ControlError, StorageError
-from zraft.paths import ENDPOINT_KINDS, ClusterFile, check_cluster_name, runtime_root
+import msgspec
+
+from zraft.client.record import LockFile, supervisor_dir
+from zraft.errors import ConfigError, ControlError, NotRunning, StorageError
+from zraft.paths import (
+    ENDPOINT_KINDS,
+    ClusterFile,
+    check_cluster_name,
+    read_cluster_file,
+    runtime_root,
+)
 from zraft.procfs import VOLATILE, file_system
-from zraft.storage.files import PRIVATE_DIRECTORY
+from zraft.storage.directory import LOCK_FILE
+from zraft.storage.files import OS_FILES, PRIVATE_DIRECTORY, write_new_file
 
 EPHEMERAL_PREFIX = "zraft-ephemeral-"
 
@@ -165,6 +174,20 @@ def _target(link: Path) -> Path:
             try_=("mount it again", f"or forget the cluster: rm {link}"),
         )
     return target
+
+
+def find_cluster(directory: Path) -> ClusterFile | None:
+    """Return the cluster file in a directory, None when there is none."""
+    try:
+        return read_cluster_file(directory)
+    except NotRunning:
+        return None
+
+
+def write_lock_file(place: Place, content: LockFile) -> None:
+    """Say in the lock file how to reach us. Rewritten in place: its inode carries the lock."""
+    path = supervisor_dir(place.directory) / LOCK_FILE
+    write_new_file(OS_FILES, path, msgspec.json.encode(content) + b"\n")
 
 
 def make_socket_dir(path: Path, environ: Mapping[str, str]) -> None:

@@ -26,7 +26,6 @@ from zraft.client.record import LockFile, supervisor_dir
 from zraft.client.refusals import check_same
 from zraft.config import Config, Logging
 from zraft.control_api import (
-    STOPPING,
     SUPERVISOR_CONTROL_VERSION,
     Act,
     AddMember,
@@ -58,24 +57,25 @@ from zraft.errors import (
     ZraftError,
 )
 from zraft.node.signals import Signals
-from zraft.paths import ClusterFile, read_cluster_file, socket_dir
-from zraft.storage.directory import LOCK_FILE
-from zraft.storage.files import OS_FILES, write_new_file
+from zraft.paths import ClusterFile, socket_dir
 from zraft.telemetry import Telemetry
 from zraft_supervisor import creation
 from zraft_supervisor.children import DEFAULT_PROGRAM, NodeProgram
-from zraft_supervisor.control import ControlSocket, failure_of
+from zraft_supervisor.control import ControlSocket, failure_of, stopping
 from zraft_supervisor.faults import FaultBook, PendingFault
 from zraft_supervisor.fleet import Fleet
 from zraft_supervisor.layout import (
     Place,
     durability_warning,
+    find_cluster,
     make_socket_dir,
     remove_data,
     remove_sockets,
+    write_lock_file,
 )
 from zraft_supervisor.member_requests import MemberBook
 from zraft_supervisor.members import settle
+from zraft_supervisor.patience import Patience
 from zraft_supervisor.requests import Pending, PendingAct, PendingDown, PendingUp
 from zraft_supervisor.state import StateStore
 
@@ -125,7 +125,7 @@ class Supervisor:
         self._foreground = foreground
         self._version = version
         self._on_step = on_step
-        self._cluster = _find_cluster(place.directory)
+        self._cluster = find_cluster(place.directory)
         self._ended: int | None = None
         self._leave = ""
         self._waiting: list[Waiting] = []
@@ -164,7 +164,8 @@ class Supervisor:
         self._poller.register(self._control.router, zmq.POLLIN)
         self._signals = Signals()
         self._poller.register(self._signals.fd, zmq.POLLIN)
-        _write_lock_file(place, LockFile(os.getpid(), self.endpoint, version))
+        self._patience = Patience(self._telemetry, (self._control.router, self._signals.fd))
+        write_lock_file(place, LockFile(os.getpid(), self.endpoint, version))
         self._announce(names)
 
     def _take_over(self) -> list[str]:
@@ -206,18 +207,17 @@ class Supervisor:
         """Serve until the end and return the exit code.
 
         Raises:
-            StorageError: the record cannot be written; the nodes go on without a supervisor.
+            StorageError: somebody waits for a record that cannot be written; the nodes go on
+                without a supervisor.
         """
         try:
             while self._ended is None:
                 ready = self._poll()
                 self._take_signals()
                 self._take_requests()
-                self._fleet.run(ready)
-                self._fleet.commit()
-                self._faults.run(ready, self._fleet)
-                self._answer()
-                self._maybe_end()
+                if self._work(ready):
+                    self._answer()
+                    self._maybe_end()
                 self._telemetry.flush(clock.now_ms())
         except ZraftError as error:
             for waiting in self._waiting:
@@ -227,6 +227,19 @@ class Supervisor:
             self._close()
         return self._ended
 
+    def _work(self, ready: set[int]) -> bool:
+        """Take in what happened and do what follows from it; False: the disk is waited for."""
+        self._fleet.observe(ready)
+        if not self._patience.waits:  # nothing that is due can be done before what was decided
+            self._fleet.on_timers()
+
+        def act() -> None:
+            self._fleet.commit()
+            self._faults.run(ready, self._fleet)
+
+        urgent = bool(self._waiting or self._leave) or self._down is not None
+        return self._patience.attempt(act, urgent=urgent)
+
     def _poll(self) -> set[int]:
         times = [self._fleet.next_deadline_ms(), self._telemetry.next_deadline_ms()]
         times.append(self._faults.next_deadline_ms())
@@ -235,6 +248,9 @@ class Supervisor:
             times.append(self._last_request_ms + IDLE_EXIT_MS)
         wanted = [time for time in times if time is not None]
         timeout_ms = min(wanted) - clock.now_ms() if wanted else MAX_POLL_MS
+        if self._patience.waits:
+            self._patience.poll()
+            timeout_ms = 0
         found = self._poller.poll(min(max(timeout_ms, 0), MAX_POLL_MS))
         return {item for item, _ in found if isinstance(item, int)}
 
@@ -285,7 +301,7 @@ class Supervisor:
                 self._begin_down(now=now, purge=purge)
                 return None
             case _ if self._down is not None or self._leave:
-                raise _stopping(self.place.name)
+                raise stopping(self.place.name)
             case Up():
                 self._waiting.append(Waiting(identity, self._up(identity, request)))
             case AddMember() | ReplaceMember() | DropMember():
@@ -389,7 +405,7 @@ class Supervisor:
     def _begin_down(self, *, now: bool, purge: bool) -> None:
         self._purge |= purge
         for waiting in self._waiting:
-            self._control.send(waiting.identity, failure_of(_stopping(self.place.name)))
+            self._control.send(waiting.identity, failure_of(stopping(self.place.name)))
         self._waiting.clear()
         if self._down is None:
             self._down = PendingDown(self._fleet, now=now)
@@ -464,7 +480,7 @@ class Supervisor:
         """Close everything; the nodes are left alone, the lock goes last."""
         for identity, request in self._control.receive():  # it came too late to be taken up
             if not isinstance(request, Hello):
-                self._control.send(identity, failure_of(_stopping(self.place.name)))
+                self._control.send(identity, failure_of(stopping(self.place.name)))
         self._telemetry.close()
         self._faults.close()
         self._fleet.close()
@@ -474,26 +490,5 @@ class Supervisor:
         os.close(self._lock_fd)
 
 
-def _find_cluster(directory: Path) -> ClusterFile | None:
-    try:
-        return read_cluster_file(directory)
-    except NotRunning:
-        return None
-
-
 def _logging(cluster: ClusterFile | None) -> Logging:
     return msgspec.convert(cluster.settings, Config).logging if cluster is not None else Logging()
-
-
-def _write_lock_file(place: Place, content: LockFile) -> None:
-    """Say in the lock file how to reach us. Rewritten in place: its inode carries the lock."""
-    path = supervisor_dir(place.directory) / LOCK_FILE
-    write_new_file(OS_FILES, path, msgspec.json.encode(content) + b"\n")
-
-
-def _stopping(name: str) -> SupervisorError:
-    error = SupervisorError(
-        f'cluster "{name}" is being stopped', try_="again in a moment", exit_code=EXIT_LOCKED
-    )
-    error.code = STOPPING  # type: ignore[misc]  # whoever asked may wait and start a new one
-    return error

@@ -152,10 +152,12 @@ def test_new_nodes_are_discovered(cluster: Path) -> None:
 def test_what_is_not_json_is_wrapped(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A traceback in `err` and a torn line become events named stderr, in valid JSON."""
     write(cluster / "n1" / "log.jsonl", record("n1", 1, 1), '{"torn', '{"seq": "x"}', "[1]")
+    with (cluster / "n1" / "log.jsonl").open("ab") as file:
+        file.write(record("n1", 2, 2).encode().replace(b'"n1"', b'"n\xce"') + b"\n")
     write(cluster / "n1" / "err", "Traceback (most recent call last):", "ValueError: \x1b[2J")
     lines = [json.loads(line) for line in tail(capsys, "--json")]
     wrapped = [line for line in lines if line["event"] == "stderr"]
-    assert len(wrapped) == 5
+    assert len(wrapped) == 6
     assert all(line["level"] == "error" for line in wrapped)
     assert "\x1b" not in "".join(tail(capsys))
 

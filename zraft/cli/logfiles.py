@@ -139,7 +139,7 @@ class LogFile:
             seq, mono_ns = fields["seq"], fields["mono_ns"]
             if type(seq) is not int or type(mono_ns) is not int:
                 return self._wrap(raw)
-        except (msgspec.DecodeError, KeyError):
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
             return self._wrap(raw)
         ts = str(fields.get("ts", ""))
         self._extra = 0

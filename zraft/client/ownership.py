@@ -110,6 +110,12 @@ def read_exit(directory: Path, pid: int) -> ExitFile | None:
     return exit_file if exit_file is not None and exit_file.pid == pid else None
 
 
+def last_exit_noted(directory: Path) -> LastExit | None:
+    """Return how the last process ended by its own note, which the next one takes away."""
+    found = _read_json(directory / "exit.json", ExitFile)
+    return None if found is None else LastExit(pid=found.pid, code=found.code, reason=found.reason)
+
+
 def last_exit_of(directory: Path, pid: int) -> LastExit:
     """Return how a process ended that nobody could wait for (not a child of ours)."""
     written = read_exit(directory, pid)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from zraft import clock, procfs
-from zraft.client.ownership import Owner, find_owner
+from zraft.client.ownership import Owner, find_owner, last_exit_noted
 from zraft.control_api import NodeRecord, NodeRow, ProcessState, StateFile
 from zraft.errors import ForeignDataError, StorageError, ZraftError
 from zraft.paths import ClusterFile
@@ -112,6 +112,9 @@ def row_without_supervisor(name: str, directory: Path, record: NodeRecord | None
     owner = find_owner(directory)
     if record is None:
         record = NodeRecord(desired="up" if owner.kind == "ours" else "down")
+    noted = last_exit_noted(directory) if owner.kind == "nobody" else None
+    known = record.last_exit
+    last_exit = known if noted is None or (known and known.pid == noted.pid) else noted
     return NodeRow(
         name=name,
         desired=record.desired,
@@ -122,7 +125,7 @@ def row_without_supervisor(name: str, directory: Path, record: NodeRecord | None
         restart=record.restart,
         until_ms=None if record.until_ms is None else max(0, record.until_ms - clock.now_ms()),
         message=_message(owner, record),
-        last_exit=record.last_exit,
+        last_exit=last_exit,
     )
 
 
