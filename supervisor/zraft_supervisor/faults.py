@@ -209,9 +209,20 @@ class FaultBook:
         """Return what is held."""
         return FaultsReply(faults=[held.value() for held in self._held.values()])
 
-    def forget(self) -> None:
-        """Hold nothing any more: the cluster is being stopped."""
-        self._end([*self._held.values()])
+    def forget(self, *, recorded: bool) -> None:
+        """Hold nothing any more: the cluster is being stopped.
+
+        Args:
+            recorded: False: whatever the disk says; the record is about to be deleted.
+
+        Raises:
+            StorageError: the record cannot be written; nothing has changed.
+        """
+        try:
+            self._end([*self._held.values()])
+        except StorageError:
+            if recorded:
+                raise
 
     def missed(self, nodes: Iterable[Node], version: int) -> list[str]:
         """Return the living nodes that have not taken in the list of that version yet."""

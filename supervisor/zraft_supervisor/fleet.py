@@ -25,7 +25,7 @@ from zraft.client.ownership import Owner, find_owner, find_starting
 from zraft.config import Config
 from zraft.config import Supervisor as SupervisorConfig
 from zraft.control_api import NodeRecord, NodeRow, Progress
-from zraft.errors import EXIT_LOCKED
+from zraft.errors import EXIT_LOCKED, StorageError
 from zraft.paths import ClusterFile
 from zraft.telemetry import Telemetry
 from zraft_supervisor import children
@@ -223,23 +223,31 @@ class Fleet:
         """Note effects for the next `commit`."""
         self._queue.extend((node, effect) for effect in effects)
 
-    def commit(self) -> None:
+    def commit(self, *, recorded: bool = True) -> None:
         """Write the record, then carry out what was decided, until nothing is left.
+
+        Args:
+            recorded: False: act though the record is refused; it is about to be deleted.
 
         Raises:
             StorageError: the record cannot be written; nothing was carried out.
         """
-        self._save()
+        self._save(recorded)
         while self._queue:
             self._on_step("record written")
             queue, self._queue = self._queue, deque()
             for node, effect in queue:
                 self._carry_out(node, effect)
-            self._save()
+            self._save(recorded)
 
-    def _save(self) -> None:
-        if self.nodes:
+    def _save(self, recorded: bool) -> None:
+        if not self.nodes:
+            return
+        try:
             self._store.save({name: node.process.record() for name, node in self.nodes.items()})
+        except StorageError:
+            if recorded:
+                raise
 
     def _observe(self, node: Node, ready: set[int]) -> None:
         child = node.child

@@ -220,8 +220,8 @@ class Supervisor:
                     self._maybe_end()
                 self._telemetry.flush(clock.now_ms())
         except ZraftError as error:
-            for waiting in self._waiting:
-                self._control.send(waiting.identity, failure_of(error))
+            for identity in [*(waiting.identity for waiting in self._waiting), *self._downs]:
+                self._control.send(identity, failure_of(error))
             raise
         finally:
             self._close()
@@ -234,7 +234,7 @@ class Supervisor:
             self._fleet.on_timers()
 
         def act() -> None:
-            self._fleet.commit()
+            self._fleet.commit(recorded=self._down is None or not self._purges)
             self._faults.run(ready, self._fleet)
 
         urgent = bool(self._waiting or self._leave) or self._down is not None
@@ -443,10 +443,13 @@ class Supervisor:
         elif self._is_idle() and clock.now_ms() - self._last_request_ms >= IDLE_EXIT_MS:
             self._end("nothing to supervise")
 
+    @property
+    def _purges(self) -> bool:
+        return self._purge or (self._cluster is not None and self._cluster.ephemeral)
+
     def _end_cluster(self, reply: DownReply) -> None:
-        purge = self._purge or (self._cluster is not None and self._cluster.ephemeral)
-        purge = purge and not reply.foreign
-        self._faults.forget()
+        purge = self._purges and not reply.foreign
+        self._faults.forget(recorded=not purge)
         self._telemetry.emit("supervisor.stopped", reason="cluster down")
         self._telemetry.close()
         if self._cluster is not None:

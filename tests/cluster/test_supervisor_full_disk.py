@@ -13,6 +13,7 @@ import pytest
 
 from tests.cluster.harness import wait_until
 from tests.cluster.supervised import Home, home
+from zraft import clock
 from zraft.client.record import find_supervisor, row_without_supervisor
 from zraft.errors import StorageError
 
@@ -78,6 +79,21 @@ def test_a_wish_on_a_full_disk_is_refused_and_never_comes_true() -> None:
             place.up()
             place.wait_for_state("n1", "running")
             assert place.cluster().table()["n2"].pid == before["n2"].pid
+
+
+def test_down_on_a_full_disk_is_refused_at_once_unless_the_data_is_deleted_as_well() -> None:
+    """The one way to make room must be open; what stays on disk must say what is wanted."""
+    with home() as place:
+        place.up(3)
+        began_ms = clock.now_ms()
+        with full_disk(place.supervisor_pid()), pytest.raises(StorageError):
+            place.cluster().down()
+        assert clock.now_ms() - began_ms < 10_000
+        place.up()
+        assert {row.state for row in place.cluster().table().values()} == {"running"}
+        with full_disk(place.supervisor_pid()):
+            assert place.cluster().down(purge=True).purged
+        assert not place.directory.exists()
 
 
 def test_without_a_supervisor_the_note_of_a_node_says_how_it_ended() -> None:
