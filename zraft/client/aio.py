@@ -30,7 +30,7 @@ from zraft.client.aio_named import AsyncRepeat, AsyncSession
 from zraft.client.kv import ReadConsistency, read_level
 from zraft.client.pending import Finished, Name, parse_name
 from zraft.client.sessions import ClientSession
-from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core
+from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core, to_timeout_ms
 from zraft.client.sync import Info, info_of
 from zraft.errors import ControlError, Unavailable, ZraftError
 from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
@@ -128,7 +128,7 @@ class AsyncClient:
             ControlError: there is no node `at`, or this is not the client's loop.
         """
         loop = self._running_loop()
-        timeout_ms = round(1000 * (self.timeout_s if timeout_s is None else timeout_s))
+        timeout_ms = to_timeout_ms(self.timeout_s if timeout_s is None else timeout_s)
         request_id = self.core.submit(
             body,
             consistency,

@@ -102,7 +102,10 @@ class ClientCore:
 
         Raises:
             ControlError: there is no node `target`.
+            TypeError: the body is not bytes, which no node would take.
         """
+        if type(body) is not bytes:
+            raise TypeError(f"the body of a request is bytes, not {type(body).__name__}")
         node = None
         if target is not None:
             node = self.nodes.named(target)

@@ -76,8 +76,12 @@ class PutResult(NamedTuple):
 
 
 def as_bytes(text: Text) -> bytes:
-    """Return bytes as they are and a str in UTF-8."""
-    return text.encode() if isinstance(text, str) else bytes(text)
+    """Return bytes as they are and a str in UTF-8; TypeError for anything else."""
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise TypeError(f"keys and values are str or bytes, not {type(text).__name__}")
 
 
 class ReadLevel(NamedTuple):

@@ -16,6 +16,8 @@ from __future__ import annotations
 import os
 import random
 import struct
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
@@ -39,6 +41,7 @@ _FAILURES = (
 _WATCHED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _FAILURES
 )
+MAX_TIMEOUT_S = 10**9  # whoever wants to wait for good
 _OPTIONS = {
     zmq.LINGER: 0,
     zmq.IMMEDIATE: 0,
@@ -104,6 +107,12 @@ class Sockets:
         self._watch = watch
         self._unwatch = unwatch
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        # A context that is collected before its sockets waits for them for good. What this holds is
+        # not collected before it has run, in which order ever the garbage is.
+        self._forgotten = weakref.finalize(
+            self, _end_forgotten, os.getpid(), self._context, self.links
+        )
+        self._forgotten.atexit = False  # pyzmq lets go of everything then
 
     def send(self, now_ms: int) -> None:
         """Let time pass for the core, send what it has to send, and connect where it wants to."""
@@ -147,6 +156,7 @@ class Sockets:
 
     def close(self) -> None:
         """Close all links and end ZeroMQ's thread."""
+        self._forgotten.detach()
         for key in list(self.links):
             self._close_link(key)
         self._context.term()
@@ -162,6 +172,29 @@ class Sockets:
         if link is not None:
             self._unwatch(link)
             link.close()
+
+
+def _end_forgotten(
+    pid: int, context: zmq.Context[zmq.Socket[bytes]], links: dict[int, Link]
+) -> None:
+    """Do what `close` does for a client that nobody has any more; not in a fork of its process."""
+    if os.getpid() != pid:
+        return
+    for link in links.values():
+        link.close()
+    context.term()
+    warnings.warn("a zraft client was not closed", ResourceWarning, stacklevel=2)
+
+
+def to_timeout_ms(timeout_s: float) -> int:
+    """Return a timeout in ms; ControlError when it is none."""
+    if not 0 <= timeout_s <= MAX_TIMEOUT_S:
+        raise ControlError(
+            f"timeout_s={timeout_s!r} is impossible",
+            why=f"it is how long a request may take, in seconds, from 0 to {MAX_TIMEOUT_S}",
+            try_="timeout_s=5",
+        )
+    return round(1000 * timeout_s)
 
 
 def make_core(

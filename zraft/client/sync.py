@@ -24,7 +24,7 @@ from zraft.client.kv import KvClient, ReadConsistency, read_level
 from zraft.client.named import Repeat, Session
 from zraft.client.pending import Finished, Name, parse_name
 from zraft.client.sessions import ClientSession
-from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core
+from zraft.client.sockets import FRAMES_PER_TURN, Link, Sockets, make_core, to_timeout_ms
 from zraft.errors import ControlError, ZraftError
 from zraft.machine.session_ops import Resolution, SessionOp, decode_resolution, encode_op
 
@@ -250,7 +250,7 @@ class Client:
             ControlError: there is no node `at`, or this is not the client's thread.
         """
         self._check_owner()
-        timeout_ms = round(1000 * (self.timeout_s if timeout_s is None else timeout_s))
+        timeout_ms = to_timeout_ms(self.timeout_s if timeout_s is None else timeout_s)
         return self.core.submit(
             body,
             consistency,
@@ -270,7 +270,7 @@ class Client:
         (None: requests have their own deadlines).
         """
         self._check_owner()
-        until_ms = None if timeout_s is None else clock.now_ms() + round(1000 * timeout_s)
+        until_ms = None if timeout_s is None else clock.now_ms() + to_timeout_ms(timeout_s)
         while not self._finished and self.core.outstanding:
             self._turn(until_ms)
             if until_ms is not None and clock.now_ms() >= until_ms:
