@@ -190,9 +190,9 @@ def to_timeout_ms(timeout_s: float) -> int:
     """Return a timeout in ms; ControlError when it is none."""
     if not 0 <= timeout_s <= MAX_TIMEOUT_S:
         raise ControlError(
-            f"timeout_s={timeout_s!r} is impossible",
-            why=f"it is how long a request may take, in seconds, from 0 to {MAX_TIMEOUT_S}",
-            try_="timeout_s=5",
+            f"a timeout of {timeout_s!r} seconds is impossible",
+            why=f"it is how long a request may take: from 0 to {MAX_TIMEOUT_S}",
+            try_="5 is the default",
         )
     return round(1000 * timeout_s)
 
