@@ -206,7 +206,7 @@ class DivergedError(ZraftError):
 
 
 class MachineError(ZraftError):
-    """A state machine broke its contract where that is no result of a command: in a snapshot."""
+    """A state machine broke its contract where that is no command's result: snapshot, restore."""
 
     code = "machine"
     exit_code = EXIT_SOFTWARE

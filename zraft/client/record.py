@@ -112,9 +112,10 @@ def row_without_supervisor(name: str, directory: Path, record: NodeRecord | None
     owner = find_owner(directory)
     if record is None:
         record = NodeRecord(desired="up" if owner.kind == "ours" else "down")
+    last_exit = record.last_exit
     noted = last_exit_noted(directory) if owner.kind == "nobody" else None
-    known = record.last_exit
-    last_exit = known if noted is None or (known and known.pid == noted.pid) else noted
+    if noted is not None and (last_exit is None or last_exit.pid != noted.pid):
+        last_exit = noted  # it ended after the record was written
     return NodeRow(
         name=name,
         desired=record.desired,
