@@ -16,7 +16,14 @@ from zraft import clock
 from zraft.errors import ConfigError
 from zraft.node import notes
 from zraft.node.__main__ import check_system
-from zraft.node.collector import BUDGET_MS, EVERY_MS, FIRST_GUESS_MS, Collector
+from zraft.node.collector import (
+    BUDGET_MS,
+    FIRST_GUESS_US,
+    FULL_EVERY_MS,
+    MIDDLE_EVERY,
+    YOUNG_EVERY_MS,
+    Collector,
+)
 from zraft.node.signals import Signals
 
 Report = list[tuple[str, dict[str, object]]]
@@ -75,22 +82,43 @@ def collector(report: Report) -> Iterator[Collector]:
     assert gc.get_threshold() == before
 
 
-def grow(passes: int) -> list[list[int]]:
-    """Make so many container objects that survive that many collections of generation 1."""
-    kept: list[list[int]] = []
-    enough = gc.get_count()[2] + passes
-    while gc.get_count()[2] < enough:
-        kept.extend([] for _ in range(1000))
+def grow_old(collector: Collector, objects: int) -> list[list[int]]:
+    """Make so many container objects that survive until they are old."""
+    kept: list[list[int]] = [[] for _ in range(objects)]
+    for look in range(2 * MIDDLE_EVERY):
+        collector.on_turn(look * YOUNG_EVERY_MS)
     return kept
 
 
-@pytest.mark.usefixtures("collector")
-def test_generation_2_is_never_collected_on_its_own() -> None:
+def test_generation_2_is_never_collected_on_its_own(collector: Collector) -> None:
     """However many objects are made: a full collection in a loop's turn could be an election."""
     before = gc.get_stats()[2]["collections"]
-    kept = grow(passes=4)
+    kept = grow_old(collector, 300_000)
     assert kept
     assert gc.get_stats()[2]["collections"] == before
+
+
+def test_values_that_replace_others_do_not_gather(collector: Collector) -> None:
+    """As many are freed as are made, so the interpreter never looks: each turn does, if due."""
+    collector.on_turn(0)
+    store = {key: (key, key) for key in range(4_000)}
+    collector.freeze()
+    for key in store:
+        store[key] = (key, -key)
+    assert gc.is_tracked(store[0]), "the interpreter looked on its own: make more of them"
+    collector.on_turn(YOUNG_EVERY_MS - 1)
+    assert gc.is_tracked(store[0])
+    collector.on_turn(YOUNG_EVERY_MS)
+    assert not any(gc.is_tracked(item) for item in store.values())
+
+
+def test_survivors_are_old_within_a_second(collector: Collector) -> None:
+    """They are visited once more while they are small, and then by full collections only."""
+    collector.freeze()
+    kept: list[list[int]] = [[]]
+    for look in range(2 * MIDDLE_EVERY):
+        collector.on_turn(look * YOUNG_EVERY_MS)
+    assert any(found is kept for found in gc.get_objects(generation=2))
 
 
 def test_frozen_objects_are_not_visited_again(collector: Collector) -> None:
@@ -104,29 +132,31 @@ def test_frozen_objects_are_not_visited_again(collector: Collector) -> None:
 def test_an_idle_node_collects_what_was_made_since(collector: Collector, report: Report) -> None:
     """Cycles that lived long and died are freed; then there is a pause until the next time."""
     collector.freeze()
-    kept = grow(passes=1)
+    kept = grow_old(collector, 1_000)
     kept[0].append(kept)  # type: ignore[arg-type]  # a cycle
     del kept
-    collector.maybe_collect(EVERY_MS)
+    collector.maybe_collect(FULL_EVERY_MS)
     ((event, fields),) = report
     assert event == "gc.collected"
     assert isinstance(fields["objects"], int)
     assert fields["objects"] >= 1000
-    collector.maybe_collect(EVERY_MS + 1)
-    collector.maybe_collect(3 * EVERY_MS)
-    assert len(report) == 1  # nothing was made since
+    collector.maybe_collect(FULL_EVERY_MS + 1)
+    collector.maybe_collect(3 * FULL_EVERY_MS)
+    assert len(report) == 1  # nothing has grown old since
 
 
 def test_a_collection_that_would_take_too_long_is_not_run(
     collector: Collector, report: Report
 ) -> None:
     """Beyond the budget the survivors are only frozen: memory in dead cycles, not an election."""
-    kept = grow(passes=int(BUDGET_MS / FIRST_GUESS_MS) + 1)
+    collector.freeze()
     frozen = gc.get_freeze_count()
-    collector.maybe_collect(EVERY_MS)
+    kept = grow_old(collector, int(BUDGET_MS * 1000 / FIRST_GUESS_US) + 1)
+    collector.maybe_collect(FULL_EVERY_MS)
     assert report == []
     assert gc.get_freeze_count() >= frozen + len(kept)
-    assert gc.get_count()[2] == 0
+    collector.maybe_collect(3 * FULL_EVERY_MS)
+    assert report == []  # they count no more
 
 
 def test_progress_is_told_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

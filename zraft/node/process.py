@@ -76,12 +76,14 @@ class Housekeeping:
     ) -> None:
         self.prepare = storage.prepare
         self.maybe_collect = collector.maybe_collect
+        self._collector = collector
         self._rejects = rejects
         self._faults = faults
         self._book = book
 
     def report(self, now_ms: int) -> None:
-        """Let lanes follow the log; report what was dropped, not too often; arm a crash point."""
+        """Let lanes follow the log; collect; report what was dropped; arm a crash point."""
+        self._collector.on_turn(now_ms)
         self._book.on_turn(now_ms)
         self._rejects.report(now_ms)
         self._faults.on_turn(now_ms)
