@@ -140,7 +140,9 @@ class Invariants:
         if ready.committed is not None:
             self._check_applied(node, view, ready.committed)
         for read in ready.reads:
-            floor = view.floors.pop(read.read_id)
+            floor = view.floors.pop(read.read_id, None)
+            if floor is None:
+                raise Violation(f"{node.member_id} serves read {read.read_id}, asked by nobody")
             if read.index < floor:
                 raise Violation(
                     f"{node.member_id} serves a read at {read.index}; {floor} was "
