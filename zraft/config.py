@@ -73,7 +73,7 @@ class Snapshot(Struct, frozen=True, forbid_unknown_fields=True):
 
     min_log_bytes: Annotated[int, Meta(ge=4 * KIB, le=16 * 1024 * MIB)] = 64 * MIB
     size_percent: Annotated[int, Meta(ge=1, le=10_000)] = 100
-    slice_ms: Annotated[int, Meta(ge=1, le=1_000)] = 2
+    slice_ms: Annotated[int, Meta(ge=1, le=1_000)] = 1
     trailing_entries: Annotated[int, Meta(ge=0, le=10_000_000)] = 10_000
     trailing_bytes: Annotated[int, Meta(ge=0, le=1024 * MIB)] = 16 * MIB
     held_bytes: Annotated[int, Meta(ge=0, le=1024 * MIB)] = 64 * MIB

@@ -63,20 +63,19 @@ RARE = {"snapshot-drops-suffix"}
 that it is committed, when the snapshot comes. The file leads there."""
 
 FOUND_BY = {
-    "commit-past-match": 4,
-    "old-snapshot-rolls-back": 11,
-    "digests-of-different-indices": 0,
+    "commit-past-match": 2,
+    "old-snapshot-rolls-back": 13,
+    "digests-of-different-indices": 5,
     "no-up-to-date-check": 2,
-    "acknowledge-own-last-index": 4,
+    "acknowledge-own-last-index": 2,
     "stale-read-without-quorum": 4,
     "duplicate-reply-counted-twice": 13,
-    "joint-by-one-majority": 15,
+    "joint-by-one-majority": 12,
     "read-ids-reused": 1,
-    "lease-from-answers": 5,
-    "lease-survives-transfer": 9,
-    "transfer-before-caught-up": 5,
+    "lease-from-answers": 4,
+    "lease-survives-transfer": 3,
     "only-the-last-result-kept": 1,
-    "session-expires-by-local-clock": 2,
+    "configuration-counts-when-committed": 4,
 }
 """Where the search begins, 0 where nothing stands: a seed that found the bug once.
 

@@ -133,9 +133,12 @@ def test_the_bar_of_snapshots_counts_what_came_in_between(
         "loop.turns_over_75ms": 2,
         "leader.silences_over_125ms": 7,
         "snapshot.longest_slice_us": 0,
+        "snapshot.slices": 300,
+        "snapshot.slices_over_10ms": 4,
     }
-    after = {**before, "loop.turns": 6_999, "snapshot.longest_slice_us": 9_000, **changed}
+    later = {"loop.turns": 6_999, "snapshot.longest_slice_us": 9_000, "snapshot.slices": 500}
+    after = {**before, **later, **changed}
     found = snapshots.figures({"n1": before}, {"n1": after}, 1000.0, 10)
     assert found.held is held
     assert found.turns == 1_999
-    assert "10 writes" in found.line()
+    assert "10 writes; of 200 slices 0 over 10 ms" in found.line()

@@ -73,7 +73,8 @@ def test_a_snapshots_bytes_do_not_tell_what_was_written_meanwhile(store: Store) 
     """Chunks are cut at the same places: equal states give equal files on all nodes."""
     for number in range(5000):
         store.put(b"key%05d" % number, b"v" * 50)
-    undisturbed = [*store.kv.snapshot()]
+    undisturbed = [chunk for chunk in store.kv.snapshot() if chunk]
+    assert len(undisturbed) > 3
     chunks = []
     for turn, chunk in enumerate(store.kv.snapshot()):
         if chunk:

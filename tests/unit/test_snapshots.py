@@ -27,6 +27,7 @@ from tests.wal_logs import IDENTITY
 from zraft.errors import CorruptLogError, DecodeError, ForeignDataError, StorageError, VersionError
 from zraft.storage import snapshot_steps
 from zraft.storage.base import Identity
+from zraft.storage.files import OS_FILES
 from zraft.storage.snapshot_file import (
     MAGIC,
     RecordType,
@@ -276,6 +277,26 @@ def test_it_works_on_real_files(tmp_path: Path) -> None:
     assert len(data) == meta.size_bytes
     assert not (tmp_path / "snap" / snapshot_name(50, 4)).exists(), "it stayed readable"
     assert verify_snapshot(tmp_path / "snap" / snapshot_name(60, 4)) == later
+
+
+def test_the_disk_is_told_to_begin_with_each_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a sync has little left to wait for; on a real disk it changes no byte."""
+    begun: list[tuple[int, int]] = []
+    start_writing = OS_FILES.start_writing
+
+    def watch(fd: int, offset: int, count: int) -> None:
+        begun.append((offset, offset + count))
+        start_writing(fd, offset, count)
+
+    monkeypatch.setattr(OS_FILES, "start_writing", watch)
+    store = SnapshotStore(tmp_path / "snap", IDENTITY)
+    assert store.load() is None
+    meta = take(store, meta_at(50))
+    assert [0, *(end for _, end in begun)] == [*(start for start, _ in begun), meta.size_bytes]
+    assert len(begun) > len(SECTIONS)
+    assert verify_snapshot(tmp_path / "snap" / snapshot_name(50, 4)) == meta
 
 
 # ---------------------------------------------------------------------------------------- transfer

@@ -19,7 +19,7 @@ from zraft.core.notices import LogCompacted, SnapshotIgnored, SnapshotInstalled
 from zraft.core.progress import Progress, ProgressState
 from zraft.core.state import RaftState
 
-TRIM_ENTRIES = 16_384
+TRIM_ENTRIES = 8_192
 """Entries that are freed in one go: about a millisecond."""
 
 # An own snapshot

@@ -15,7 +15,7 @@ written out already. So a view costs memory only for what changes while it is re
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import merge
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgpack
@@ -27,10 +27,13 @@ from zraft.wire_entry import MAX_FRAME_BYTES, MAX_U64
 
 FORMAT = 1
 CHUNK_BYTES = 64 << 10
-KEYS_AT_ONCE = 1000  # looked at for one chunk: 2 ms
+KEYS_AT_ONCE = 128  # looked at in one step; at most 65,535 (see `_pack_rows`)
 
 Item = tuple[bytes, int, int, int, int, int]
 """What the store keeps of a key: value, create_revision, mod_revision, version, lease, hash."""
+
+Row = tuple[bytes, bytes, int, int, int, int]
+"""What is written of a key: itself and all of its item but the hash."""
 
 _UNCHANGED: Item = (b"", 0, 0, 0, 0, 0)  # what no view keeps
 
@@ -57,7 +60,7 @@ class FrozenView:
         self._items = items
         self._keys = keys
         self._kept: Table[Item | None] = Table()  # as they were; None: did not exist
-        self._kept_keys = SortedList()  # of those that existed: they may be gone from `keys`
+        self._kept_keys = SortedList()  # of all of them: they may be gone from `keys`
         self._written = b""  # every key up to here is in a chunk; the empty key does not exist
         self._done = False
         self._buffer = bytearray(_packer.pack(header))
@@ -70,8 +73,7 @@ class FrozenView:
         if key in kept:
             return
         kept[key] = old
-        if old is not None:
-            self._kept_keys.add(key)
+        self._kept_keys.add(key)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -88,32 +90,49 @@ class FrozenView:
         return chunk
 
     def _fill(self) -> None:
-        """Pack items until there is enough for a chunk, enough was looked at, or none is left."""
-        after = (False, True)
-        live = self._keys.irange(self._written or None, None, after)
-        gone = self._kept_keys.irange(self._written or None, None, after)
-        keys = merge(live, gone) if self._kept_keys else live
-        passed: list[bytes] = []
-        for _ in range(KEYS_AT_ONCE):
-            key = next(keys, None)
-            if key is None:
-                self._done = True
-                break
-            if key == self._written:  # it is in both
-                continue
+        """Pack the next items: enough for a chunk, or those of as many keys as one step may see."""
+        keys, kept = self._next_keys()
+        items = self._items
+        rows: list[Row] = []
+        missing_bytes = CHUNK_BYTES - len(self._buffer)
+        for key in keys:
             self._written = key
-            item = self._kept.part(key).get(key, _UNCHANGED)
+            item = kept.get(key, _UNCHANGED)
             if item is _UNCHANGED:
-                item = self._items[key]
-            else:
-                passed.append(key)
+                item = items[key]
             if item is not None:
-                self._buffer += _packer.pack((key, *item[:5]))
-                if len(self._buffer) >= CHUNK_BYTES:
+                value, created, modified, version, lease, _ = item
+                rows.append((key, value, created, modified, version, lease))
+                missing_bytes -= len(key) + len(value)
+                if missing_bytes <= 0:
                     break
-        for key in passed:
-            if self._kept.part(key).pop(key) is not None:
+        else:
+            self._done = len(keys) < KEYS_AT_ONCE
+        self._buffer += _pack_rows(rows)
+        for key in kept:
+            if key <= self._written:
+                del self._kept[key]
                 self._kept_keys.remove(key)
+
+    def _next_keys(self) -> tuple[list[bytes], dict[bytes, Item | None]]:
+        """Return the next keys in order, and what was kept of them.
+
+        They are fewer than `KEYS_AT_ONCE` only if no more are left.
+        """
+        after = self._written or None, None, (False, True)
+        keys = list(islice(self._keys.irange(*after), KEYS_AT_ONCE))
+        if not self._kept_keys:
+            return keys, {}
+        changed = list(islice(self._kept_keys.irange(*after), KEYS_AT_ONCE))
+        keys = sorted({*keys, *changed})[:KEYS_AT_ONCE]
+        last = keys[-1]
+        return keys, {key: self._kept[key] for key in changed if key <= last}
+
+
+def _pack_rows(rows: list[Row]) -> memoryview:
+    """Return the bytes of rows one after the other: one call packs all, as an array of them."""
+    array_head = 1 if len(rows) < 16 else 3
+    return memoryview(_packer.pack(rows))[array_head:]
 
 
 def read_snapshot(chunks: Iterable[bytes]) -> Iterator[Any]:

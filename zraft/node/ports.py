@@ -44,7 +44,7 @@ class SnapshotLimits(NamedTuple):
 
     min_log_bytes: int = 64 << 20
     size_percent: int = 100
-    slice_ms: int = 2
+    slice_ms: int = 1
     chunk_bytes: int = 256 << 10
     window_chunks: int = 4
     max_bytes_per_s: int = 64 << 20

@@ -1,8 +1,8 @@
 """Snapshots of one node: when they are taken, how they are written, how they come back.
 
     taking       the log since the last one outgrew it, or an operator asked: the replica is frozen
-                 at an applied index, at once; then its chunks are written, a few milliseconds every
-                 ten, between turns in which entries are applied as ever
+                 at an applied index, at once; then its chunks are written, a millisecond's worth
+                 every few, between turns in which entries are applied as ever
     saved        the file is durable: the core says which entries stay, then the log in the memory
                  and the one on the disk are cut, each in a step of its own
     restoring    at a start, or when a leader's snapshot was received: the state is replaced
@@ -28,13 +28,14 @@ from zraft.core.state import FAR_MS
 from zraft.errors import CorruptLogError, DecodeError, MachineError, StorageError
 from zraft.machine.base import Ctx
 from zraft.machine.replica import Replica, Section
+from zraft.node.lengths import Lengths
 from zraft.node.ports import Report, SnapshotLimits
 from zraft.node.transfers import Receiving, Sending
 from zraft.storage.base import Storage
 from zraft.storage.snapshots import SnapshotStore, SnapshotWriter
 from zraft.transport.base import Bulk, Peers
 
-EVERY_MS = 10
+EVERY_MS = 5
 """From the start of one slice to that of the next: the rest belongs to everything else."""
 
 REST = 4
@@ -52,6 +53,7 @@ class Taking:
     started_ns: int
     written: bool = False  # all chunks are in the file
     sealed: bool = False  # and its end, all of it durable
+    published: SnapshotMeta | None = None  # under its own name; the core does not know yet
     slices: int = 0
     longest_ns: int = 0
 
@@ -92,6 +94,7 @@ class Snapshots:
         self._trims = False
         self.taken = 0
         self.longest_slice_us = 0
+        self._slices = Lengths("snapshot.slices")
         self.failure = ""
         """Why there is no snapshot of the last index at which one was tried; empty: there is."""
         self.sending = Sending(raft, store, bulk, report, limits)
@@ -114,6 +117,8 @@ class Snapshots:
         return {
             "snapshot.taken": self.taken,
             "snapshot.longest_slice_us": self.longest_slice_us,
+            "snapshot.slices": self._slices.count,
+            **self._slices.counters(),
             "snapshot.chunks_sent": self.sending.sent_chunks,
             "snapshot.chunks_received": self._receiving.received_chunks,
         }
@@ -209,8 +214,10 @@ class Snapshots:
     def _slice(self, taking: Taking, now_ms: int) -> None:
         started_ns = self._clock_ns()
         try:
-            if taking.sealed:
-                self._finish(taking, now_ms)
+            if taking.published is not None:
+                self._tell_core(taking.published, now_ms)
+            elif taking.sealed:
+                self._publish(taking)
             elif taking.written:
                 taking.writer.seal()
                 taking.sealed = True
@@ -228,6 +235,7 @@ class Snapshots:
         taking.slices += 1
         taking.longest_ns = max(taking.longest_ns, elapsed_ns)
         self.longest_slice_us = max(self.longest_slice_us, elapsed_ns // 1000)
+        self._slices.add(elapsed_ns / 1e6)
 
     def _write(self, taking: Taking, ends_ns: int) -> None:
         write = taking.writer.write
@@ -247,15 +255,12 @@ class Snapshots:
             self._report("snapshot.not_freed", reason=error.why or error.what)
             return True
 
-    def _finish(self, taking: Taking, now_ms: int) -> None:
+    def _publish(self, taking: Taking) -> None:
         if crashpoints.armed:
             crashpoints.reach("snapshot.before-finish")
-        meta = taking.writer.finish()
-        self._taking = None
+        meta = taking.published = taking.writer.finish()
         if crashpoints.armed:
             crashpoints.reach("snapshot.file-durable")
-        self.taken += 1
-        self.failure = ""
         self._limit_bytes = self._next_limit()
         self._report(
             "snapshot.taken",
@@ -265,8 +270,14 @@ class Snapshots:
             slices=taking.slices + 1,
             longest_us=taking.longest_ns // 1000,
         )
+
+    def _tell_core(self, meta: SnapshotMeta, now_ms: int) -> None:
+        """Let the core say what of the log is needed still, and begin to cut it in the memory."""
+        self._taking = None
         self._to_compact = self._raft.on_snapshot_saved(meta, now_ms=now_ms)
         self._trims = True
+        self.taken += 1
+        self.failure = ""
 
     def _fail(self, index: int, error: StorageError | MachineError) -> None:
         self._log_bytes = 0

@@ -167,6 +167,9 @@ class SimulatedDisk:
         file.write(data, offset)
         return len(data)
 
+    def start_writing(self, fd: int, offset: int, count: int) -> None:
+        """Nothing comes of it here: what is durable is what was synced, or survived by luck."""
+
     def truncate(self, fd: int, size_bytes: int) -> None:
         """Cut what the process sees."""
         path, file = self._fds[fd]

@@ -26,7 +26,7 @@ PATIENCE_MS = 300_000
 SETTINGS: dict[str, dict[str, int | bool | str]] = {"snapshot": {"min_log_bytes": 16 << 30}}
 """No node takes one on its own."""
 
-MAX_SLICE_MS = 10.0
+MAX_SLICE_MS = 10  # of the limits of `zraft.node.lengths`, as the others
 LONG_TURN_MS, MAX_TURN_MS = 20, 75
 MAX_LONG_TURNS = 0.001
 MAX_SILENCE_MS = 125
@@ -36,6 +36,8 @@ class Figures(NamedTuple):
     """What was counted while the snapshots were written, of all nodes together."""
 
     slices_ms: list[float]  # the longest of each node
+    slices: int
+    long_slices: int  # over 10 ms
     turns: int
     long_turns: int  # over 20 ms
     longer_turns: int  # over 75 ms
@@ -56,7 +58,8 @@ class Figures(NamedTuple):
     def line(self) -> str:
         """Return what was counted, for people."""
         return (
-            f"{self.elapsed_ms:,.0f} ms, {self.writes} writes; of {self.turns} turns "
+            f"{self.elapsed_ms:,.0f} ms, {self.writes} writes; of {self.slices} slices "
+            f"{self.long_slices} over {MAX_SLICE_MS} ms; of {self.turns} turns "
             f"{self.long_turns} over {LONG_TURN_MS} ms, {self.longer_turns} over {MAX_TURN_MS} ms; "
             f"{self.long_silences} silences of the leader over {MAX_SILENCE_MS} ms"
         )
@@ -119,6 +122,8 @@ def figures(
 
     return Figures(
         slices_ms=[after[name]["snapshot.longest_slice_us"] / 1000 for name in before],
+        slices=counted("snapshot.slices"),
+        long_slices=counted(f"snapshot.slices_over_{MAX_SLICE_MS}ms"),
         turns=counted("loop.turns"),
         long_turns=counted(f"loop.turns_over_{LONG_TURN_MS}ms"),
         longer_turns=counted(f"loop.turns_over_{MAX_TURN_MS}ms"),
