@@ -229,6 +229,8 @@ def test_tcp_ports_are_below_the_range_that_connections_take_theirs_from(tmp_pat
     assert port + TCP_PORTS_PER_SLOT <= 32768
     assert free_base_port(tmp_path, 9) == port
     with socket.socket() as taken:
+        # A connection of another test that ended a moment ago may have left this port waiting.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port + 3))
         taken.listen()
         other = free_base_port(tmp_path, 9)
