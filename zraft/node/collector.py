@@ -19,8 +19,9 @@ What is lost by that: a reference cycle that became garbage after it was frozen 
 live long and then die are rare here (no cycle is made per entry, request or message), and memory in
 cycles is all that this is about: everything else is freed by its reference count as ever.
 
-How long a full collection may take is estimated from how many objects have grown old since the last
-one, at the pace of the last one. Over `BUDGET_MS` nothing is collected, only frozen.
+How long a full collection may take is estimated from how many more container objects there are than
+after the last one, at the pace of the last one: what is not a container itself was put into one
+beside them. Over `BUDGET_MS` nothing is collected, only frozen.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BUDGET_MS = 15.0
 YOUNG_EVERY_MS = 20  # between looks at the young; where there are none, one takes 2 µs
 MIDDLE_EVERY = 50  # of these, a look at those that survived one, too: every second
 FULL_EVERY_MS = 10_000  # between full collections of an idle node
-FIRST_GUESS_US = 0.1  # for an old object
+FIRST_GUESS_US = 0.1  # for a container object
 LEAST_COST_US = 0.01  # however quickly the last ones went
 
 
@@ -47,8 +48,9 @@ class Collector:
         """Take the older generations out of the automatic collection; `emit` writes one event."""
         self._emit = emit
         self._cost_us = FIRST_GUESS_US  # of an object in a full collection
-        self._grown_old = 0  # objects, since the last one
+        self._made = 0  # container objects, less those that were freed, since the last one
         self._looks = 0
+        self._own_looks = 0  # since generation 1 was collected
         self._next_young_ms = self._next_full_ms = 0
         self._thresholds_before = gc.get_threshold()
         gc.set_threshold(YOUNG_THRESHOLD, NEVER, NEVER)
@@ -57,36 +59,45 @@ class Collector:
         """Collect once and freeze what is left: after recovery, before the first heartbeat."""
         gc.collect()
         gc.freeze()
-        self._grown_old = 0
+        self._made = self._own_looks = 0
 
     def on_turn(self, now_ms: int) -> None:
         """Visit what was made in the last few milliseconds; called in every turn."""
         if now_ms < self._next_young_ms:
             return
         self._next_young_ms = now_ms + YOUNG_EVERY_MS
+        self._count()
         self._looks += 1
         if self._looks % MIDDLE_EVERY:
             gc.collect(0)
+            self._own_looks += 1
         else:
-            self._grown_old += len(gc.get_objects(generation=1))
             gc.collect(1)
+            self._own_looks = 0
+
+    def _count(self) -> None:
+        """Add what was made since the last look; within a long turn the interpreter looks, too."""
+        young, looks, _ = gc.get_count()
+        self._made += young + max(0, looks - self._own_looks) * YOUNG_THRESHOLD
+        self._own_looks = looks
 
     def maybe_collect(self, now_ms: int) -> None:
         """Run a full collection if one is due and short enough; the caller says it is idle."""
         if now_ms < self._next_full_ms:
             return
         self._next_full_ms = now_ms + FULL_EVERY_MS
-        grown_old, self._grown_old = self._grown_old, 0
-        if grown_old == 0:
+        made, self._made = self._made, 0
+        if made == 0:
             return
-        if grown_old * self._cost_us > BUDGET_MS * 1000:
+        self._own_looks = 0  # what follows sets the interpreter's counts back
+        if made * self._cost_us > BUDGET_MS * 1000:
             gc.freeze()
             return
         start_ns = clock.now_ns()
         objects = gc.collect()
         gc.freeze()
         elapsed_us = (clock.now_ns() - start_ns) / 1000
-        self._cost_us = max(elapsed_us / grown_old, LEAST_COST_US)
+        self._cost_us = max(elapsed_us / made, LEAST_COST_US)
         self._emit("gc.collected", elapsed_ms=round(elapsed_us / 1000, 3), objects=objects)
 
     def close(self) -> None:
