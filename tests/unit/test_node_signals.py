@@ -160,7 +160,7 @@ def test_a_collection_that_would_take_too_long_is_not_run(
 
 
 def test_a_large_store_is_no_short_collection(collector: Collector, report: Report) -> None:
-    """A few containers may hold a million items: what was put into them counts, untracked or not."""
+    """A few containers may hold a million items: those count that were put into them."""
     collector.freeze()
     store: dict[int, tuple[int, int]] = {}
     for look in range(2 * MIDDLE_EVERY):
