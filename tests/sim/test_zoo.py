@@ -65,17 +65,15 @@ that it is committed, when the snapshot comes. The file leads there."""
 FOUND_BY = {
     "commit-past-match": 2,
     "old-snapshot-rolls-back": 13,
-    "digests-of-different-indices": 5,
     "no-up-to-date-check": 2,
     "acknowledge-own-last-index": 2,
-    "stale-read-without-quorum": 4,
     "duplicate-reply-counted-twice": 13,
-    "joint-by-one-majority": 12,
+    "joint-by-one-majority": 15,
     "read-ids-reused": 1,
     "lease-from-answers": 4,
-    "lease-survives-transfer": 3,
-    "only-the-last-result-kept": 1,
+    "lease-survives-transfer": 5,
     "configuration-counts-when-committed": 4,
+    "session-expires-by-local-clock": 2,
 }
 """Where the search begins, 0 where nothing stands: a seed that found the bug once.
 

@@ -30,7 +30,7 @@ from zraft.core.model import Entries, HardState
 from zraft.storage.segment import (
     read_segments,
 )
-from zraft.storage.wal import AHEAD_BYTES, Wal
+from zraft.storage.wal import AHEAD_BYTES, CALLS_TO_SYNC, Wal
 from zraft.testing.disk import Stopped
 
 # ---------------------------------------------------------------------------------------- rotation
@@ -145,15 +145,42 @@ def test_prepare_fills_at_most_one_slice_a_call() -> None:
     disk = new_disk()
     wal, _ = open_log(disk, segment_bytes=16 << 20)
     written: list[int] = []
-    disk.on_step = lambda step, path: written.append(len(disk.read(path)))
+    steps: list[str] = []
+
+    def watch(step: str, path: Path) -> None:
+        steps.append(step)
+        written.append(len(disk.read(path)))
+
+    disk.on_step = watch
     calls = 0
     while wal.prepare(1 << 30):
         calls += 1
     sizes = [0, *written]
     assert max(b - a for a, b in itertools.pairwise(sizes)) <= 256 << 10
-    assert calls + 1 == (AHEAD_BYTES // (256 << 10))
+    slices = AHEAD_BYTES // (256 << 10)
+    assert steps == ["write", "sync"] * slices
+    at_once = slices // 2 - 1  # while more than half is missing
+    assert calls == 2 * at_once + (1 + CALLS_TO_SYNC) * (slices - at_once)
     assert len(disk.read(segment_path(1))) >= AHEAD_BYTES
     assert not wal.prepare(1 << 18), "nothing more to do"
+    wal.close()
+
+
+def test_zeros_are_synced_some_calls_after_they_were_written() -> None:
+    """The disk is told to begin with them; each slice is synced before the next one is written."""
+    disk = new_disk()
+    wal, _ = open_log(disk, segment_bytes=16 << 20)
+    fill(wal)
+    start_term(wal, 1)
+    put(wal, 1, b"x" * (300 << 10))
+    steps: list[str] = []
+    disk.on_step = lambda step, path: steps.append(step)
+    calls: list[list[str]] = []
+    while wal.prepare(1 << 30):
+        calls.append(steps.copy())
+        steps.clear()
+    one = [["write"], *[[]] * (CALLS_TO_SYNC - 1), ["sync"]]
+    assert calls == one
     wal.close()
 
 

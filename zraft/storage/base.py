@@ -104,9 +104,10 @@ class Storage(Protocol):
     def prepare(self, budget_bytes: int) -> bool:
         """Do one small piece of work ahead of time; True when more is to be done.
 
-        That is: delete one segment that is not needed any more, or zero-fill at most `budget_bytes`
-        of the next one. Called once a turn when the loop has nothing urgent: a segment zero-filled
-        at once is an election (16 MiB take longer than a heartbeat).
+        That is: delete one segment that is not needed any more, zero-fill at most `budget_bytes` of
+        the next one, or sync what was filled some calls ago. Called once a turn when the loop has
+        nothing urgent: a segment zero-filled at once is an election (16 MiB take longer than a
+        heartbeat).
         """
         ...
 

@@ -120,10 +120,14 @@ class LogSteps:
             raise self._fail("write", path, error) from error
 
     def zero(self, fd: int, path: Path, start_offset: int, end_offset: int) -> None:
-        """Write zeros; not synced."""
+        """Write zeros; not synced, but the disk is told to begin with them."""
         for offset in range(start_offset, end_offset, SLICE_BYTES):
             count = min(SLICE_BYTES, end_offset - offset)
             self.write(fd, path, _ZEROS[:count], offset)
+            try:
+                self._files.start_writing(fd, offset, count)
+            except OSError as error:
+                raise self._fail("write", path, error) from error
 
     def sync_file(self, fd: int, path: Path) -> None:
         """Make what was written durable."""

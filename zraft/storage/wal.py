@@ -57,6 +57,7 @@ from zraft.storage.segment import (
 from zraft.storage.steps import SLICE_BYTES, LogSteps
 
 SEGMENT_BYTES = 16 << 20
+CALLS_TO_SYNC = 6  # of `prepare`, until zeros are synced: a few milliseconds under load
 AHEAD_BYTES = 4 << 20  # kept zero-filled ahead of writing, in the next segment if need be
 
 
@@ -109,6 +110,8 @@ class Wal:
         self._chain = 0
         self._next_fd: int | None = None
         self._next_filled_bytes = 0
+        self._unsynced: tuple[int, Path] | None = None  # zeros that the disk was told to begin with
+        self._waited = 0  # calls of `prepare` since
         self._syncs = self._last_sync_us = self._max_sync_us = 0
         self._bytes_written = self._repaired_bytes = 0
 
@@ -305,7 +308,7 @@ class Wal:
         data, crc = encode_segment_header(header, number=self._number, chain=self._chain)
         path = self._steps.directory / segment_name(number)
         fd = self._steps.make_next() if self._next_fd is None else self._next_fd
-        self._next_fd = None
+        self._next_fd = self._unsynced = None  # the header's sync is that of the zeros, too
         seed = make_seed(identity.cluster_id, identity.member_id, number)
         self._open = _Open(path, fd, number, seed, len(data))
         if crashpoints.armed:
@@ -331,35 +334,51 @@ class Wal:
         self._bytes_written += len(data)
 
     def prepare(self, budget_bytes: int) -> bool:
-        """Delete one segment, or zero-fill one slice; see `Storage.prepare`."""
+        """Delete one segment, zero-fill one slice, or sync it; see `Storage.prepare`.
+
+        The sync comes some calls after the zeros, when the disk has begun with them, so that it has
+        little left to wait for; at once where the log catches up with what is filled.
+        """
         self._steps.check_alive()
         assert self._open is not None, "load first"
         assert budget_bytes > 0
         if self._delete_one():
             return True
-        budget_bytes = min(budget_bytes, SLICE_BYTES)
         # In whole slices: a sync for the few bytes of each turn would double the cost of a write.
         target = (self._tail_offset + AHEAD_BYTES) // SLICE_BYTES * SLICE_BYTES
-        own_target = min(target, self._segment_bytes)
+        own_missing = max(0, min(target, self._segment_bytes) - self._filled_bytes)
         next_target = min(target - self._segment_bytes, self._segment_bytes)
-        if self._filled_bytes < own_target:
-            count = min(budget_bytes, own_target - self._filled_bytes)
+        next_missing = max(0, next_target - self._next_filled_bytes)
+        if self._unsynced is not None:
+            self._waited += 1
+            if self._waited >= CALLS_TO_SYNC or own_missing + next_missing > AHEAD_BYTES // 2:
+                self._sync_zeros(*self._unsynced)
+            return True
+        if own_missing > 0:
+            count = min(budget_bytes, SLICE_BYTES, own_missing)
             self._fill(self._open.fd, self._open.path, self._filled_bytes, count)
             self._filled_bytes += count
-        elif self._next_filled_bytes < next_target:
-            count = min(budget_bytes, next_target - self._next_filled_bytes)
+            return True
+        if next_missing > 0:
+            count = min(budget_bytes, SLICE_BYTES, next_missing)
             if self._next_fd is None:
                 self._next_fd = self._steps.make_next()
                 if crashpoints.armed:
                     crashpoints.reach("wal.fill.file-made")
             self._fill(self._next_fd, self._steps.next_path, self._next_filled_bytes, count)
             self._next_filled_bytes += count
-        return self._filled_bytes < own_target or self._next_filled_bytes < next_target
+            return True
+        return False
 
     def _fill(self, fd: int, path: Path, offset: int, count: int) -> None:
+        """Write zeros, and let the disk begin with them: the sync comes when it has."""
         self._steps.zero(fd, path, offset, offset + count)
         if crashpoints.armed:
             crashpoints.reach("wal.fill.zeroed")
+        self._unsynced, self._waited = (fd, path), 0
+
+    def _sync_zeros(self, fd: int, path: Path) -> None:
+        self._unsynced = None
         self._steps.sync_file(fd, path)
         if crashpoints.armed:
             crashpoints.reach("wal.fill.synced")
