@@ -65,15 +65,17 @@ that it is committed, when the snapshot comes. The file leads there."""
 FOUND_BY = {
     "commit-past-match": 2,
     "old-snapshot-rolls-back": 13,
-    "no-up-to-date-check": 2,
     "acknowledge-own-last-index": 2,
     "duplicate-reply-counted-twice": 13,
     "joint-by-one-majority": 15,
     "read-ids-reused": 1,
-    "lease-from-answers": 4,
+    "lease-from-answers": 5,
     "lease-survives-transfer": 5,
     "configuration-counts-when-committed": 4,
     "session-expires-by-local-clock": 2,
+    "digests-of-different-indices": 5,
+    "repeats-known-at-the-door-only": 1,
+    "only-the-last-result-kept": 1,
 }
 """Where the search begins, 0 where nothing stands: a seed that found the bug once.
 

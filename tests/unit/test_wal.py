@@ -27,6 +27,7 @@ from tests.wal_logs import (
     start_term,
 )
 from zraft.core.model import Entries, HardState
+from zraft.storage import steps as storage_steps
 from zraft.storage.segment import (
     read_segments,
 )
@@ -377,6 +378,29 @@ def test_load_makes_names_durable_too() -> None:
     for seed in range(20):
         disk.cut_power(random.Random(seed))
         assert recover(disk).entries.payloads == [*payloads, b"acknowledged"]
+
+
+def test_a_segment_is_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First its name goes, durably; what it took up is freed by later calls, and closed."""
+    monkeypatch.setattr(storage_steps, "FREE_BYTES", 1000)
+    disk = new_disk()
+    grow(disk, 18)
+    wal, _ = open_log(disk)
+    fill(wal)
+    size_bytes, open_files = len(disk.read(segment_path(1))), disk.open_count
+    wal.compact(8)
+    steps: list[str] = []
+    disk.on_step = lambda step, path: steps.append(step)
+    calls: list[list[str]] = []
+    while wal.prepare(1 << 20):
+        calls.append(steps.copy())
+        steps.clear()
+    pieces = -(-size_bytes // 1000)
+    assert pieces > 3
+    assert calls[: pieces + 1] == [["unlink", "sync"], *[["truncate"]] * (pieces - 1), []]
+    assert disk.open_count == open_files
+    wal.close()
+    assert disk.open_count == 0
 
 
 def test_what_it_did_is_reported() -> None:

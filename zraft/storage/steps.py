@@ -17,6 +17,7 @@ from zraft.storage.segment import parse_segment_name, segment_name
 
 SLICE_BYTES = 256 << 10
 NEXT_NAME = "next.tmp"
+FREE_BYTES = 4 << 20  # of a deleted segment, freed at once
 _ZEROS = bytes(SLICE_BYTES)
 
 _WHAT_TO_TRY = {
@@ -158,6 +159,29 @@ class LogSteps:
             return
         except OSError as error:
             raise self._fail("delete", path, error) from error
+
+    def delete_name(self, path: Path) -> int | None:
+        """Delete a file's name; return a descriptor that keeps its space, None without a file."""
+        try:
+            fd = self._files.open(path, os.O_WRONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._fail("open", path, error) from error
+        self.delete(path)
+        return fd
+
+    def free_piece(self, fd: int) -> bool:
+        """Free the end of a file without a name; if there is no more, close it and return False."""
+        try:
+            size_bytes = self._files.size(fd)
+            if size_bytes > FREE_BYTES:
+                self._files.truncate(fd, size_bytes - FREE_BYTES)
+                return True
+            self._files.close(fd)
+        except OSError as error:
+            raise self._fail("free", self.directory, error) from error
+        return False
 
     def close_file(self, fd: int) -> None:
         """Close a descriptor."""

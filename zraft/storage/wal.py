@@ -112,6 +112,7 @@ class Wal:
         self._next_filled_bytes = 0
         self._unsynced: tuple[int, Path] | None = None  # zeros that the disk was told to begin with
         self._waited = 0  # calls of `prepare` since
+        self._deleted_fd: int | None = None  # of a segment without a name, to be freed in pieces
         self._syncs = self._last_sync_us = self._max_sync_us = 0
         self._bytes_written = self._repaired_bytes = 0
 
@@ -399,17 +400,25 @@ class Wal:
         self._forget_terms(compacted)
 
     def _delete_one(self) -> bool:
-        """Delete the oldest segment if a later one has all that counts; whether it did.
+        """Delete the oldest segment if a later one has all that counts; free its space in pieces.
 
         Entries of a segment that still count stand before the first index of every later one. The
         later one's header, which holds the hard state, was synced before it got its name. Oldest
-        first, each synced: no crash leaves a hole. One at a time: a slow disk takes milliseconds.
+        first, each synced: no crash leaves a hole. One at a time, and first its name alone: to free
+        16 MiB at once takes 20 ms and more where the disk is busy.
+
+        Returns:
+            Whether there was something to do.
         """
+        if self._deleted_fd is not None:
+            if not self._steps.free_piece(self._deleted_fd):
+                self._deleted_fd = None
+            return True
         needed = self._synced.compacted.index + 1
         if not any(first <= needed for _, first in self._segments[1:]):
             return False
         number, _ = self._segments.pop(0)
-        self._steps.delete(self._steps.directory / segment_name(number))
+        self._deleted_fd = self._steps.delete_name(self._steps.directory / segment_name(number))
         self._steps.sync_names()
         last_index = self._segments[0][1] - 1
         self._report("storage.segment_deleted", segment=number, last_index=last_index)
@@ -456,6 +465,9 @@ class Wal:
         if self._next_fd is not None:
             self._steps.close_file(self._next_fd)
             self._next_fd = None
+        if self._deleted_fd is not None:
+            self._steps.close_file(self._deleted_fd)
+            self._deleted_fd = None
         self._steps.end()
 
     def _close_segment(self) -> None:
