@@ -10,6 +10,7 @@ kernel has dropped, so every OSError goes up to the caller, who stops.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Protocol
@@ -49,7 +50,7 @@ class Files(Protocol):
     def start_writing(self, fd: int, offset: int, count: int) -> None:
         """Let the disk begin with bytes that were written, so that a later sync finds them there.
 
-        Waits for nothing and promises nothing; may do nothing at all.
+        Waits for nothing and promises nothing; may do nothing at all. Raises nothing.
         """
         ...
 
@@ -99,8 +100,10 @@ def _size(fd: int) -> int:
 
 
 def _start_writing(fd: int, offset: int, count: int) -> None:
-    # Linux begins to write dirty pages that it is told are not needed; it drops clean ones only.
-    os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
+    # Linux begins to write dirty pages that it is told are not needed; it drops clean ones only. A
+    # file system that takes no advice is no broken disk: the sync says whether the bytes are there.
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
 
 
 def _start_nothing(fd: int, offset: int, count: int) -> None:

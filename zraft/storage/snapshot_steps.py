@@ -162,9 +162,9 @@ class GrowingFile:
             self._sync(self._fd)
         try:
             write_all(self._files, self._fd, data, self.size_bytes)
-            self._files.start_writing(self._fd, self.size_bytes, len(data))
         except OSError as error:
             raise refused("write", self.path, error) from error
+        self._files.start_writing(self._fd, self.size_bytes, len(data))
         self.size_bytes += len(data)
 
     def sync(self) -> None:

@@ -125,10 +125,7 @@ class LogSteps:
         for offset in range(start_offset, end_offset, SLICE_BYTES):
             count = min(SLICE_BYTES, end_offset - offset)
             self.write(fd, path, _ZEROS[:count], offset)
-            try:
-                self._files.start_writing(fd, offset, count)
-            except OSError as error:
-                raise self._fail("write", path, error) from error
+            self._files.start_writing(fd, offset, count)
 
     def sync_file(self, fd: int, path: Path) -> None:
         """Make what was written durable."""
