@@ -8,10 +8,11 @@
        │◀── installed ───────────────────────────│   the core's answer; from here on, entries
 
 `Sending` has one transfer a follower, reads the file as it goes, and never has more under way than
-a window. What is lost is sent again from where the follower is; a follower that says nothing gets a
-new connection, and is left alone after a while (then the core probes it, and asks again if need
-be). `Receiving` writes what comes in order and answers where it is. Neither decides anything: that
-a snapshot is wanted, or installed, says the core.
+a window. What is lost is sent again from where the follower is, as soon as its answers tell, or
+after a while; a follower that says nothing gets a new connection, and is left alone after a while
+(then the core probes it, and asks again if need be). `Receiving` writes what comes in order and
+answers where it is. Neither decides anything: that a snapshot is wanted, or installed, says the
+core.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from zraft.transport.base import Bulk
 CHUNKS_A_TURN = 4
 BLOCKED_MS = 10
 """A lane that takes nothing is tried again after this; it tells nobody when it is free."""
+REPEATED = 2
+"""So many answers that name the same place again tell that a chunk was lost or overtaken: one may
+be that of a chunk that came twice. To wait for the time to send again would cost it each time."""
 PATIENCE = 5
 """A transfer ends after so many times the wait for an answer without progress."""
 
@@ -52,6 +56,7 @@ class Transfer:
     sent: int = 0  # everything before it has left
     met: bool = False  # whether the follower has said where it is
     silent: int = 0  # retries in a row without an answer
+    repeated: int = 0  # answers that named `acked` once more
 
 
 class Sending:
@@ -127,8 +132,14 @@ class Sending:
         if offset > transfer.acked:
             transfer.progress_ms = now_ms
             transfer.sent = max(transfer.sent, offset)
+            transfer.repeated = 0
         elif offset < transfer.acked:  # it has lost what it held
             transfer.sent = offset
+            transfer.repeated = 0
+        else:
+            transfer.repeated += 1
+            if transfer.repeated == REPEATED:  # once for each place: what follows was under way
+                transfer.sent = offset
         transfer.acked = offset
         transfer.silent = 0
         transfer.retry_ms = now_ms + self._patience_ms
