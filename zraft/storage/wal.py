@@ -212,7 +212,7 @@ class Wal:
             )
             self._note_terms(entries)
             assert self._term_starts[-1].term <= saved.hard_state.term, "an entry of a later term"
-            saved = saved._replace(last_index=entries.last_index)
+            saved = _State(saved.hard_state, entries.last_index, saved.compacted)
         self._pending.append(pack_record(hard_state, entries))
         self._saved = saved
 

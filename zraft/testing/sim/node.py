@@ -94,6 +94,7 @@ class SimNode:
         self.free_us = 0  # when it looks again; at or after `busy_us`, when its disk has answered
         self._looks_at_us = -1  # when it is due to, having found that something waits
         self.wake_us = -1
+        self._deadline_ms = 0  # the server's, as it was when the last turn ended
         self.stopping: Stopping | None = None
         self._more = False
         self._clock_reads = 0
@@ -129,6 +130,7 @@ class SimNode:
         self.storage = storage
         self.raft = make_core(self, recovered)
         self.server = make_server(self, self.raft, storage, store)
+        self._deadline_ms = self.server.next_deadline_ms()
         world.network.on_start(self)
         world.invariants.on_start(self)
         world.trace.step(world.agenda.now_us, f"restart {self.member_id}")
@@ -259,9 +261,8 @@ class SimNode:
         if self.free_us > now_us:
             self._look_again()
             return
-        deadline_ms = self.server.next_deadline_ms()
-        if self.clock.local_ms(now_us) < deadline_ms:
-            self._schedule_wake(deadline_ms)
+        if self.clock.local_ms(now_us) < self._deadline_ms:
+            self._schedule_wake()
             return
         self._agenda.events += 1
         self.turn()
@@ -271,11 +272,11 @@ class SimNode:
         if incarnation != self.incarnation or self.server is None or self.paused:
             return
         self._agenda.events += 1
-        deadline_ms = self.server.next_deadline_ms()
-        if self._more or self._has_input() or self.clock.local_ms(self.busy_us) >= deadline_ms:
+        is_due = self.clock.local_ms(self.busy_us) >= self._deadline_ms
+        if is_due or self._more or self._has_input():
             self.maybe_turn()
         else:
-            self._schedule_wake(deadline_ms)
+            self._schedule_wake()
 
     def _has_input(self) -> bool:
         return bool(
@@ -322,7 +323,8 @@ class SimNode:
         world.reads.on_turn(self)
         if self.stopping is not None and self._has_stopped(server, self.stopping):
             return
-        self._schedule_wake(server.next_deadline_ms())
+        self._deadline_ms = server.next_deadline_ms()  # only turns move it
+        self._schedule_wake()
 
     def _take_turn(self, server: Server, now_us: int) -> bool:
         now_ms = self.clock.local_ms(now_us)
@@ -354,8 +356,8 @@ class SimNode:
         return more
 
     def _read_inbox(self, server: Server, now_ms: int) -> None:
-        limit = self._inbox_frames
-        inbox, self.inbox = self.inbox[:limit], self.inbox[limit:]
+        inbox, limit = self.inbox, self._inbox_frames
+        inbox, self.inbox = (inbox[:limit], inbox[limit:]) if len(inbox) > limit else (inbox, [])
         for message in inbox:
             server.on_message(message, now_ms=now_ms)
         if self.inbox:
@@ -369,8 +371,9 @@ class SimNode:
         for leader in lost:
             server.on_forward_lost(leader, now_ms=now_ms)
 
-    def _schedule_wake(self, deadline_ms: int) -> None:
+    def _schedule_wake(self) -> None:
         """Wake exactly at the next deadline; one that came later meanwhile is found on waking."""
+        deadline_ms = self._deadline_ms
         if deadline_ms >= FAR_MS:
             return
         agenda = self._agenda
