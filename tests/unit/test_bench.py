@@ -9,8 +9,9 @@ import pytest
 
 from zraft.errors import ConfigError
 from zraft.testing.bench import bounded, snapshots
-from zraft.testing.bench.bars import verdict
+from zraft.testing.bench.bars import judge_sim, verdict
 from zraft.testing.bench.command import numbers, run
+from zraft.testing.bench.cpu import CpuRound
 from zraft.testing.bench.latency import Latencies, median, percentile
 from zraft.testing.bench.place import find_disk
 
@@ -53,6 +54,27 @@ def test_rates_are_operations_by_the_time_of_the_whole_load() -> None:
 def test_a_bar_on_a_busy_machine_is_not_judged(held: bool, delay_ms: float, said: str) -> None:
     """Above 20 ms of wake-up delay neither a pass nor a failure is said."""
     assert verdict(held, delay_ms) == said
+
+
+@pytest.mark.parametrize(
+    ("events_per_s", "slowest_loop", "delay_ms", "said"),
+    [
+        (15_000.0, 10e6, 1.0, "held"),
+        (14_999.0, 16e6, 1.0, "missed"),
+        (14_999.0, 15e6, 1.0, "not judged"),
+        (14_999.0, 20e6, 20.1, "not judged"),
+        (15_000.0, 20e6, 20.1, "not judged"),
+    ],
+)
+def test_a_simulator_on_a_core_of_many_speeds_is_judged_only_if_it_holds(
+    events_per_s: float, slowest_loop: float, delay_ms: float, said: str
+) -> None:
+    """Plain loops that differ by a fifth and more tell of others on the core."""
+    loops = [20e6, slowest_loop, 19e6, 20e6]
+    bar = judge_sim([CpuRound(events_per_s, loop) for loop in loops], delay_ms)
+    assert bar.verdict == said
+    assert bool(bar.unjudged) is (said == "not judged")
+    assert f"{min(loops) / 1e6:.1f} to 20.0 M" in bar.facts
 
 
 def test_lists_of_numbers_are_positive() -> None:

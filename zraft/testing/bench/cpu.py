@@ -7,6 +7,7 @@ the machine's own figure: a core that does half as many additions does half as m
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from zraft.testing.sim.runner import run_seed
@@ -14,6 +15,7 @@ from zraft.testing.sim.runner import run_seed
 SEEDS = (0, 1, 2, 3)
 TIME_S = 8.0
 ADDITIONS = 2_000_000
+STEADY = 0.8  # the slowest plain loop by the quickest, where the core was nobody else's
 
 
 class CpuRound(NamedTuple):
@@ -21,6 +23,12 @@ class CpuRound(NamedTuple):
 
     events_per_s: float
     additions_per_s: float
+
+
+def is_steady(rounds: Sequence[CpuRound]) -> bool:
+    """Return whether the core ran at one speed: a core that others share runs at many."""
+    plain = [found.additions_per_s for found in rounds]
+    return min(plain) >= STEADY * max(plain)
 
 
 def cpu_s() -> float:
