@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -36,6 +37,7 @@ class World:
         self.followers = {peer: Follower() for peer in followers}
         self.failed: list[MemberId] = []
         self.events: list[str] = []
+        self.lane: deque[InstallSnapshot] | None = None  # what waits for a slow follower
         self._answers: list[Callable[[], None]] = []
         around: Any = self
         self.sending = Sending(
@@ -89,17 +91,30 @@ class World:
         assert self.followers[peer].opened
 
     def send(self, chunk: InstallSnapshot) -> bool:
+        if self.lane is None:
+            self.deliver(chunk)
+        else:
+            self.lane.append(chunk)
+        return True
+
+    def deliver(self, chunk: InstallSnapshot) -> None:
+        """A chunk arrives, or is lost on its last steps."""
         follower = self.followers[chunk.dst]
         follower.taken += 1
         if follower.loses and follower.taken % follower.loses == 0:
-            return True
+            return
         if follower.answers:
             if chunk.offset == follower.held:
                 follower.held += len(chunk.data)
             place = META.index, META.term, follower.held
             answer = InstallSnapshotResponse(chunk.dst, 1, 2, *place, installed=False)
             self._answers.append(lambda: self.sending.on_answer(answer, self.now_ms))
-        return True
+
+    def take_answers(self) -> None:
+        """All answers that were given so far arrive."""
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            answer()
 
     def run(self, for_ms: int) -> None:
         """Let time go on in steps of a few milliseconds."""
@@ -108,9 +123,7 @@ class World:
         end_ms = self.now_ms + for_ms
         while self.now_ms < end_ms:
             self.sending.work(self.now_ms)
-            answers, self._answers = self._answers, []
-            for answer in answers:
-                answer()
+            self.take_answers()
             self.now_ms += 5
         self.sending.work(self.now_ms)
 
@@ -156,16 +169,36 @@ def test_a_lost_chunk_is_sent_again_when_the_answers_tell() -> None:
     assert 110 <= follower.taken <= 170, "each loss costs a window at most"
 
 
+def test_a_follower_that_stood_still_gets_a_window_twice_and_not_all() -> None:
+    """What was under way when the leader went back comes twice; its answers tell of no loss."""
+    world = World(SnapshotLimits(chunk_bytes=10, window_chunks=4), followers=(2,))
+    follower = world.followers[2]
+    lane = world.lane = deque()
+    world.sending.begin(2, 0)
+    stands_until_ms = 0
+    for now_ms in range(0, 10 * ELECTION_MS):
+        world.now_ms = now_ms
+        world.sending.work(now_ms)
+        if follower.held == 100 and not stands_until_ms:
+            stands_until_ms = now_ms + 4 * ELECTION_MS // 3
+        if lane and now_ms % 3 == 0 and now_ms >= stands_until_ms:  # it takes 3 ms for a chunk
+            world.take_answers()  # of the chunk before: an answer takes its time as well
+            world.deliver(lane.popleft())
+    assert stands_until_ms
+    assert follower.held == META.size_bytes
+    assert follower.taken <= 100 + 2 * 4 + 2, "a window came twice, and what asked where it is"
+
+
 def test_a_chunk_that_came_twice_is_no_loss() -> None:
-    """One answer more says nothing; the second for the same place does, and only that one."""
+    """One answer more says nothing; the second does, and those of what was under way do not."""
     world = World(SnapshotLimits(chunk_bytes=10, window_chunks=4), followers=(2,))
     world.sending.begin(2, 0)
     transfer = world.sending.find(2)
     assert transfer is not None
     sent: list[int] = []
-    for place in (30, 30, 30, 30, 30, 60, 60, 60):
+    for place in (30, 30, 30) + (30,) * 6 + (60, 60, 60):
         transfer.sent = max(transfer.sent, 90)
         answer = InstallSnapshotResponse(2, 1, 2, META.index, META.term, place, installed=False)
         world.sending.on_answer(answer, 0)
         sent.append(transfer.sent)
-    assert sent == [30, 90, 30, 90, 90, 90, 90, 60]
+    assert sent == [30, 90, 30] + [90] * 6 + [90, 90, 60]

@@ -56,7 +56,19 @@ class Transfer:
     sent: int = 0  # everything before it has left
     met: bool = False  # whether the follower has said where it is
     silent: int = 0  # retries in a row without an answer
-    repeated: int = 0  # answers that named `acked` once more
+    repeated: int = 0  # answers that named `acked` once more, and tell of a loss
+    echoes: int = 0  # answers that may still come of chunks that are sent twice: they tell nothing
+    recover: int = 0  # all that is sent twice is before this
+
+    def go_back(self, offset: int, chunk_bytes: int) -> None:
+        """Send again from `offset` on; what is under way may come as well, and be a second copy.
+
+        The answers to the copies name one place again and again. Taken for losses, they would make
+        more copies, and so on to the end (compare TCP's recovery point, RFC 6582).
+        """
+        self.echoes += -(-(self.sent - self.acked) // chunk_bytes)
+        self.recover = max(self.recover, self.sent)
+        self.sent = offset
 
 
 class Sending:
@@ -133,13 +145,17 @@ class Sending:
             transfer.progress_ms = now_ms
             transfer.sent = max(transfer.sent, offset)
             transfer.repeated = 0
+            if offset > transfer.recover:  # lanes keep the order: the copies came before, or never
+                transfer.echoes = 0
         elif offset < transfer.acked:  # it has lost what it held
-            transfer.sent = offset
+            transfer.go_back(offset, self._limits.chunk_bytes)
             transfer.repeated = 0
+        elif transfer.echoes:
+            transfer.echoes -= 1
         else:
             transfer.repeated += 1
-            if transfer.repeated == REPEATED:  # once for each place: what follows was under way
-                transfer.sent = offset
+            if transfer.repeated == REPEATED:  # once for each place
+                transfer.go_back(offset, self._limits.chunk_bytes)
         transfer.acked = offset
         transfer.silent = 0
         transfer.retry_ms = now_ms + self._patience_ms
@@ -178,9 +194,9 @@ class Sending:
         """Nothing was heard for long: send again, and over a new connection the second time."""
         transfer.silent += 1
         transfer.retry_ms = now_ms + self._patience_ms
-        if transfer.acked == transfer.meta.size_bytes:  # all is there, and is not installed
-            transfer.acked = 0
-        transfer.sent, transfer.met = transfer.acked, False
+        whole = transfer.acked == transfer.meta.size_bytes  # all is there, and is not installed
+        transfer.go_back(0 if whole else transfer.acked, self._limits.chunk_bytes)
+        transfer.acked, transfer.met = transfer.sent, False
         if transfer.silent > 1:
             self._bulk.renew(transfer.peer)
 
