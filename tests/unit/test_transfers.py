@@ -176,7 +176,7 @@ def test_a_follower_that_stood_still_gets_a_window_twice_and_not_all() -> None:
     lane = world.lane = deque()
     world.sending.begin(2, 0)
     stands_until_ms = 0
-    for now_ms in range(0, 10 * ELECTION_MS):
+    for now_ms in range(10 * ELECTION_MS):
         world.now_ms = now_ms
         world.sending.work(now_ms)
         if follower.held == 100 and not stands_until_ms:

@@ -38,6 +38,7 @@ YOUNG_EVERY_MS = 20  # between looks at the young; where there are none, one tak
 MIDDLE_EVERY = 50  # of these, a look at those that survived one, too: every second
 FULL_EVERY_MS = 10_000  # between full collections of an idle node
 FIRST_GUESS_US = 0.1  # for a container object
+FORGETS = 0.8  # of the estimate is left, down to the first guess, each time that nothing runs
 LEAST_COST_US = 0.01  # however quickly the last ones went
 
 
@@ -59,7 +60,7 @@ class Collector:
         """Collect once and freeze what is left: after recovery, before the first heartbeat."""
         gc.collect()
         gc.freeze()
-        self._made = self._own_looks = 0
+        self._made, self._own_looks = 0, gc.get_count()[1]
 
     def on_turn(self, now_ms: int) -> None:
         """Visit what was made in the last few milliseconds; called in every turn."""
@@ -68,12 +69,8 @@ class Collector:
         self._next_young_ms = now_ms + YOUNG_EVERY_MS
         self._count()
         self._looks += 1
-        if self._looks % MIDDLE_EVERY:
-            gc.collect(0)
-            self._own_looks += 1
-        else:
-            gc.collect(1)
-            self._own_looks = 0
+        gc.collect(0 if self._looks % MIDDLE_EVERY else 1)
+        self._own_looks = gc.get_count()[1]  # which of them set it back depends on the version
 
     def _count(self) -> None:
         """Add what was made since the last look; within a long turn the interpreter looks, too."""
@@ -89,13 +86,16 @@ class Collector:
         made, self._made = self._made, 0
         if made == 0:
             return
-        self._own_looks = 0  # what follows sets the interpreter's counts back
         if made * self._cost_us > BUDGET_MS * 1000:
             gc.freeze()
+            self._own_looks = gc.get_count()[1]
+            # One that others kept from running looked slow: without this none would run again.
+            self._cost_us = max(self._cost_us * FORGETS, min(self._cost_us, FIRST_GUESS_US))
             return
         start_ns = clock.now_ns()
         objects = gc.collect()
         gc.freeze()
+        self._own_looks = gc.get_count()[1]
         elapsed_us = (clock.now_ns() - start_ns) / 1000
         self._cost_us = max(elapsed_us / made, LEAST_COST_US)
         self._emit("gc.collected", elapsed_ms=round(elapsed_us / 1000, 3), objects=objects)
