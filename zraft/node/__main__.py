@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from zraft.errors import EXIT_CONFIG, EXIT_SOFTWARE, ConfigError, ZraftError, say_last_words
@@ -99,7 +100,9 @@ def _run(directory: Path, ready_fd: int | None) -> int:
 
 if __name__ == "__main__":
     exit_code = main()
-    sys.stderr.flush()
+    if sys.stderr is not None:  # it is None where descriptor 2 was closed at the start
+        with suppress(OSError):  # what cannot be told changes no exit code
+            sys.stderr.flush()
     # Everything is closed. To free a large state object by object takes a second or two, during
     # which whoever waits for this process would wait for nothing.
     os._exit(exit_code)

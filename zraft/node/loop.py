@@ -149,7 +149,7 @@ class LoopHousekeeping(Protocol):
     """What the loop does when nothing else is to be done."""
 
     def prepare(self, budget_bytes: int) -> bool:
-        """Zero-fill a piece of the log's next segment."""
+        """Zero-fill or sync a piece of the log's space, or free one that is not needed."""
         ...
 
     def maybe_collect(self, now_ms: int) -> None:

@@ -50,7 +50,7 @@ class Files(Protocol):
     def start_writing(self, fd: int, offset: int, count: int) -> None:
         """Let the disk begin with bytes that were written, so that a later sync finds them there.
 
-        Waits for nothing and promises nothing; may do nothing at all. Raises nothing.
+        Waits for little and promises nothing; may do nothing at all. Raises nothing.
         """
         ...
 

@@ -165,20 +165,22 @@ class LogSteps:
             return None
         except OSError as error:
             raise self._fail("open", path, error) from error
-        self.delete(path)
+        try:
+            self.delete(path)
+        except StorageError:
+            self._files.close(fd)
+            raise
         return fd
 
     def free_piece(self, fd: int) -> bool:
-        """Free the end of a file without a name; if there is no more, close it and return False."""
+        """Free the end of a file without a name; False: no more is left, it can be closed."""
         try:
             size_bytes = self._files.size(fd)
             if size_bytes > FREE_BYTES:
                 self._files.truncate(fd, size_bytes - FREE_BYTES)
-                return True
-            self._files.close(fd)
         except OSError as error:
             raise self._fail("free", self.directory, error) from error
-        return False
+        return size_bytes > FREE_BYTES
 
     def close_file(self, fd: int) -> None:
         """Close a descriptor."""

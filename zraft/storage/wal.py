@@ -6,9 +6,9 @@ write.
 
 One `sync` is one batch, one write, one fdatasync, into space that was filled with zeros before: the
 file's size and its blocks do not change, so the disk has no metadata to write (two to four times
-faster than appending). `prepare` fills that space in slices, each synced, so that no turn of the
-loop waits for more than a slice. When writes outrun it, batches are appended to the file's end
-instead: slower, and as safe.
+faster than appending). `prepare` fills that space in slices, and syncs each some turns later, when
+the disk has begun with it, so that no turn of the loop waits for long. When writes outrun it,
+batches are appended to the file's end instead: slower, and as safe.
 
 Files are made under a temporary name, synced, renamed, and the directory is synced; so a segment
 that has its name is complete up to its first batch. The order at a full segment: seal it, sync;
@@ -412,7 +412,8 @@ class Wal:
         """
         if self._deleted_fd is not None:
             if not self._steps.free_piece(self._deleted_fd):
-                self._deleted_fd = None
+                fd, self._deleted_fd = self._deleted_fd, None
+                self._steps.close_file(fd)
             return True
         needed = self._synced.compacted.index + 1
         if not any(first <= needed for _, first in self._segments[1:]):
