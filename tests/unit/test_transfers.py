@@ -189,6 +189,30 @@ def test_a_follower_that_stood_still_gets_a_window_twice_and_not_all() -> None:
     assert follower.taken <= 100 + 2 * 4 + 2, "a window came twice, and what asked where it is"
 
 
+def test_a_follower_that_lost_what_it_held_is_still_heard() -> None:
+    """It was silent, came back with nothing, and answers twice from one place: that is a loss."""
+    world = World(SnapshotLimits(chunk_bytes=10, window_chunks=4), followers=(2,))
+    world.followers[2].answers = False
+    world.sending.begin(2, 0)
+    transfer = world.sending.find(2)
+    assert transfer is not None
+
+    def answer(place: int) -> None:
+        said = InstallSnapshotResponse(2, 1, 2, META.index, META.term, place, installed=False)
+        world.sending.on_answer(said, world.now_ms)
+
+    answer(500)
+    world.now_ms = transfer.retry_ms
+    world.sending.work(world.now_ms)
+    assert (transfer.sent, transfer.met) == (510, False), "one chunk asks where it is"
+    answer(0)
+    world.sending.work(world.now_ms)
+    assert transfer.sent == 40
+    answer(0)
+    answer(0)
+    assert transfer.sent == 0, "sent again at once"
+
+
 def test_a_chunk_that_came_twice_is_no_loss() -> None:
     """One answer more says nothing; the second does, and those of what was under way do not."""
     world = World(SnapshotLimits(chunk_bytes=10, window_chunks=4), followers=(2,))

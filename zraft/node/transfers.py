@@ -66,7 +66,7 @@ class Transfer:
         The answers to the copies name one place again and again. Taken for losses, they would make
         more copies, and so on to the end (compare TCP's recovery point, RFC 6582).
         """
-        self.echoes += -(-(self.sent - self.acked) // chunk_bytes)
+        self.echoes += -(-max(0, self.sent - self.acked) // chunk_bytes)
         self.recover = max(self.recover, self.sent)
         self.sent = offset
 

@@ -7,8 +7,7 @@ A node may run while its log is read. A synced byte never changes and segments a
 whole (one without a name shrinks, and is not listed any more), so the batches that are whole, in
 order, *are* the log as of one moment: that of the last one of them. What follows may be a batch
 under way, or bytes of a later batch that the reader saw while it had passed the earlier one. So
-damage in a log that is being written counts only when a second look finds the very
-same bytes.
+damage in a log that is being written counts only when a second look finds the very same bytes.
 """
 
 from __future__ import annotations

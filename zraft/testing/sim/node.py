@@ -323,7 +323,7 @@ class SimNode:
         world.reads.on_turn(self)
         if self.stopping is not None and self._has_stopped(server, self.stopping):
             return
-        self._deadline_ms = server.next_deadline_ms()  # only turns move it
+        self._deadline_ms = server.next_deadline_ms()  # an order in between waits for it
         self._schedule_wake()
 
     def _take_turn(self, server: Server, now_us: int) -> bool:
